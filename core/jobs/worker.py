@@ -1,0 +1,146 @@
+"""The process behind a job: `python -m core.jobs.worker FOLDER`.
+
+Reads `spec.json`, waits for the device, does the work of the spec's kind, and leaves the truth in `state.json` whatever happens.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.errors import StudioError
+from core.jobs.folder import Job, JobState, Progress
+from core.jobs.process import ProcessIdentity
+from core.jobs.queue import hold_device
+from core.words import Text
+from core.workspace import Workspace
+
+# kind -> (function that does it, whether it needs the device for itself)
+WORK: dict[str, tuple[str, bool]] = {
+    "prepare": ("core.models.embedded:prepare_job", False),
+    "replay": ("core.data.replay:replay_job", True),
+    "train": ("core.train.worker:train_job", True),
+    "judge": ("core.judge.worker:judge_job", True),
+    "merge": ("core.merge.worker:merge_job", True),
+    "ask": ("core.chat.ask:ask_job", True),
+    "lesson": ("core.lesson:lesson_job", False),
+}
+HEARTBEAT_SECONDS = 2.0
+
+
+class Recorder:
+    """What a job's work sees of its folder: progress, events, and whether it should stop."""
+
+    def __init__(self, job: Job, state: JobState) -> None:
+        self.job = job
+        self._state = state
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._phase_began = time.monotonic()
+        self._phase_first_done = 0
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of the state and write it; the heartbeat is renewed with every write."""
+        with self._lock:
+            self._state = self._state.model_copy(update={**fields, "heartbeat": time.time()})
+            self.job.write_state(self._state)
+
+    def progress(self, done: int, total: int, label: Text) -> None:
+        """Say how far this part has come; the time left is taken from its own pace so far."""
+        plain = label.to_json()
+        now = time.monotonic()
+        if self._state.progress.label != plain:
+            self._phase_began, self._phase_first_done = now, done
+        steps = done - self._phase_first_done
+        left = (now - self._phase_began) / steps * (total - done) if steps else None
+        self.update(progress=Progress(done=done, total=total, label=plain, seconds_left=left))
+
+    def event(self, name: str, **data: Any) -> None:
+        self.job.event(name, **data)
+
+    def ask_to_stop(self) -> None:
+        self._stop.set()
+
+    def stop_requested(self) -> bool:
+        """True once somebody asked: the `stop` file, or TERM."""
+        if not self._stop.is_set() and (self.job.folder / "stop").exists():
+            self._stop.set()
+        if self._stop.is_set() and self._state.state == "running":
+            self.update(state="stopping")
+        return self._stop.is_set()
+
+    def beat_until(self, ended: threading.Event) -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            self.update()
+
+
+def run_job(folder: Path) -> int:
+    """Do the job in `folder`; returns the exit code of the process."""
+    job = Job(folder)
+    with (folder / "worker.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another worker has this job already", flush=True)
+            return 1
+        state = job.state().model_copy(update={"process": ProcessIdentity.own(), "state": "queued"})
+        recorder = Recorder(job, state)
+        recorder.update()
+        signal.signal(signal.SIGTERM, lambda *_: recorder.ask_to_stop())
+        ended = threading.Event()
+        heart = threading.Thread(target=recorder.beat_until, args=(ended,), daemon=True)
+        heart.start()
+        try:
+            outcome = _work(job, recorder)
+        except StudioError as error:
+            outcome = {"state": "failed", **error.to_json()}
+            print(f"{error.problem}\n{error.hint}", flush=True)
+        except BaseException as error:  # the last word of a process must reach the file
+            traceback.print_exc()
+            outcome = {"state": "failed", **_unexpected(error).to_json()}
+        ended.set()
+        heart.join()
+        recorder.update(ended=time.time(), **outcome)
+        return 1 if outcome["state"] == "failed" else 0
+
+
+def _work(job: Job, recorder: Recorder) -> dict[str, Any]:
+    target, needs_device = WORK[job.spec()["kind"]]
+    workspace = Workspace.open(job.folder.parent.parent)
+    if not needs_device:
+        return _run(target, job, recorder, workspace)
+    with hold_device(workspace, job, recorder.stop_requested) as is_ours:
+        return _run(target, job, recorder, workspace) if is_ours else {"state": "stopped"}
+
+
+def _run(target: str, job: Job, recorder: Recorder, workspace: Workspace) -> dict[str, Any]:
+    recorder.update(state="running", started=time.time())
+    module, function = target.split(":")
+    work: Callable[[Workspace, Job, Recorder], dict[str, Any]] = getattr(importlib.import_module(module), function)
+    result = work(workspace, job, recorder)
+    return {"state": "stopped" if recorder.stop_requested() else "finished", "result": result}
+
+
+def _unexpected(error: BaseException) -> StudioError:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return StudioError(
+            "There was not enough memory.",
+            "Make the length or the micro-batch smaller, choose a smaller model, or close other programs.",
+        )
+    return StudioError(
+        "It ended with an error nobody foresaw: {kind}: {text}",
+        "The last lines of its log tell more: {log}.",
+        kind=type(error).__name__, text=str(error)[:300] or "-", log="log.txt",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(Path(sys.argv[1]).resolve()))

@@ -1,0 +1,176 @@
+"""Where everything lives on disk, and how files are written so that a crash leaves nothing half.
+
+    workspace/{datasets,recipes,runs,models,jobs,cache}
+
+`SWEETSPOT_HOME` names another place.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import StudioError
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds a user's datasets, recipes, runs and models."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, path: str | Path | None = None) -> Workspace:
+        """Open (and create) the workspace at `path`, else at `SWEETSPOT_HOME`, else in the checkout.
+
+        Raises:
+            StudioError: the folder cannot be created or written.
+        """
+        root = Path(path or os.environ.get("SWEETSPOT_HOME") or CHECKOUT / "workspace").expanduser().resolve()
+        workspace = cls(root)
+        try:
+            for folder in (workspace.datasets, workspace.recipes, workspace.runs, workspace.models,
+                           workspace.jobs, workspace.cache):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudioError(
+                "The workspace {root} cannot be written: {reason}.",
+                "Set SWEETSPOT_HOME to a folder you may write, or use --workspace.",
+                root=root, reason=error.strerror,
+            ) from error
+        return workspace
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def recipes(self) -> Path:
+        return self.root / "recipes"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.root).free
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` when it is safe as a folder or file name inside the workspace.
+
+    Raises:
+        StudioError: it is empty, leaves the workspace (`../x`), or has other than a-z 0-9 . _ -
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise StudioError(
+            "{name!r} cannot be the name of a {what}.",
+            "Use up to 80 of a-z, 0-9, dot, dash and underscore, starting with a letter or digit; for example {example}.",
+            name=name, what=what, example=slug(name) or "alex",
+        )
+    return name
+
+
+def slug(text: str) -> str:
+    """`text` as a name: "Alex's bot" -> "alex-s-bot". Empty when nothing usable is left."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).replace("..", ".").strip("-._")[:60]
+
+
+@contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn a full disk into a sentence with a way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StudioError(
+            "The disk is full; {path} was not written.",
+            "Free some space (`sweetspot runs` lists runs you may delete) and start again; what was saved before is intact.",
+            path=path,
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explain_full_disk(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_jsonl(path: Path, record: Any) -> None:
+    """Append one record as one flushed line; begins a new line after a half one left by a killed writer."""
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    with explain_full_disk(path), path.open("ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                line = b"\n" + line
+        stream.write(line)
+
+
+def write_jsonl(path: Path, records: list[Any]) -> None:
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """All records of a file that may still be growing: a last line without its end is left for later."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for line in lines[:-1]:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue  # the half line of a writer that was killed; the next writer began a new one
+    return records
+
+
+@contextmanager
+def fill_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `target`; it takes the target's name only if the block ends well."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with explain_full_disk(target):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
