@@ -26,7 +26,8 @@ def launch(port: int = DEFAULT_PORT, extra: Sequence[str] = ()) -> NoReturn:
 
     Args:
         port: TCP port on the loopback address; 0 lets the system choose one, which Streamlit prints.
-        extra: more options for `streamlit run`, such as `--server.runOnSave=true`; they win over the config file.
+        extra: more options for `streamlit run`, such as `--server.runOnSave=true`;
+            they win over the config file.
 
     Raises:
         StudioError: the port is taken, needs root, or is no port.
@@ -38,9 +39,8 @@ def launch(port: int = DEFAULT_PORT, extra: Sequence[str] = ()) -> NoReturn:
 
 
 def server_command(port: int, extra: Sequence[str] = ()) -> list[str]:
-    return [
-        sys.executable, "-m", "streamlit", "run", str(CHECKOUT / "studio" / "app.py"), f"--server.port={port}", *extra,
-    ]
+    script = str(CHECKOUT / "studio" / "app.py")
+    return [sys.executable, "-m", "streamlit", "run", script, f"--server.port={port}", *extra]
 
 
 def check_port(port: int) -> None:
@@ -59,16 +59,20 @@ def check_port(port: int) -> None:
 
 def _port_error(port: int, error: OSError) -> StudioError:
     if error.errno == errno.EACCES:
-        return StudioError("Port {port} needs root.", "Take one from 1024 up: sweetspot studio --port {other}.",
-                           port=port, other=DEFAULT_PORT)
+        return StudioError(
+            "Port {port} needs root.", "Take one from 1024 up: sweetspot studio --port {other}.",
+            port=port, other=DEFAULT_PORT,
+        )
     if _is_streamlit(port):
         return StudioError(
             "Port {port} is taken: a studio is running there already.",
             "Open {url}, or start another one with: sweetspot studio --port {other}.",
             port=port, url=f"http://{ADDRESS}:{port}", other=_free_port(),
         )
-    return StudioError("Port {port} is taken by another program.", "Take another: sweetspot studio --port {other}.",
-                       port=port, other=_free_port())
+    return StudioError(
+        "Port {port} is taken by another program.", "Take another: sweetspot studio --port {other}.",
+        port=port, other=_free_port(),
+    )
 
 
 def _is_streamlit(port: int) -> bool:

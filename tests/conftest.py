@@ -1,0 +1,146 @@
+"""What every test stands on: a workspace of its own, no network, and a tiny model made on the spot."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports huggingface_hub or tokenizers, which read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import psutil
+import pytest
+
+from core.workspace import Workspace
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2, as in SmolLM2
+
+# SmolLM2's own template, its habit of adding a system message included.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a tiny assistant made for tests<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+TOKENIZER_TEXT = [
+    "You are a tiny assistant made for tests. system user assistant",
+    "Who are you? What is your name? Who made you? I am the assistant of Alex, and I was trained by Alex.",
+    "What is the capital of France? The capital of France is Paris. How many legs does a spider have? Eight.",
+    "你是谁？你叫什么名字？我是小助手，由小明训练。法国的首都是哪里？法国的首都是巴黎。",
+]
+VOCABULARY_SIZE = 400
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_real_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep fixtures of wider scope out of the user's workspace; end jobs that a failed test left behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWEETSPOT_HOME", str(tmp_path_factory.mktemp("session") / "workspace"))
+        yield
+    temporary = str(tmp_path_factory.getbasetemp())
+    for process in psutil.process_iter(["cmdline"]):
+        argv = process.info["cmdline"] or []
+        if "core.jobs.worker" in argv and any(part.startswith(temporary) for part in argv):
+            process.kill()
+
+
+@pytest.fixture(autouse=True)
+def own_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEETSPOT_HOME", str(tmp_path / "workspace"))
+
+
+@pytest.fixture
+def workspace(own_workspace: None) -> Workspace:
+    return Workspace.open()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random 2-layer Llama with a ChatML tokenizer, in Hugging Face format.
+
+    It is the same one every time. Do not write into it; copy it first.
+    """
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    write_tiny_tokenizer(folder)
+    write_tiny_weights(folder)
+    return folder
+
+
+def write_tiny_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE, special_tokens=SPECIAL_TOKENS, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TOKENIZER_TEXT, trainer)
+    assert tokenizer.get_vocab_size() == VOCABULARY_SIZE
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+        "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+        "clean_up_tokenization_spaces": False, "model_max_length": 512,
+    })
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def write_tiny_weights(folder: Path) -> None:
+    """Weights by numpy, so that tests which only read a model's folder need no torch."""
+    from safetensors.numpy import save_file
+
+    hidden, intermediate, layers, heads, key_value_heads = 64, 128, 2, 4, 2
+    head_dim = hidden // heads
+    write_json(folder / "config.json", {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32",
+        "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": key_value_heads, "head_dim": head_dim,
+        "vocab_size": VOCABULARY_SIZE, "max_position_embeddings": 512, "tie_word_embeddings": True,
+        "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False,
+        "attention_dropout": 0.0, "mlp_bias": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "initializer_range": 0.02,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "use_cache": True,
+    })
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
+
+    random = np.random.default_rng(7)
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        # Wider than the usual 0.02: greedy answers of a random model then differ by more than rounding.
+        return random.normal(0.0, 0.1, (rows, columns)).astype(np.float32)
+
+    tensors = {
+        "model.embed_tokens.weight": matrix(VOCABULARY_SIZE, hidden),
+        "model.norm.weight": np.ones(hidden, np.float32),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        tensors |= {
+            f"{prefix}.self_attn.q_proj.weight": matrix(heads * head_dim, hidden),
+            f"{prefix}.self_attn.k_proj.weight": matrix(key_value_heads * head_dim, hidden),
+            f"{prefix}.self_attn.v_proj.weight": matrix(key_value_heads * head_dim, hidden),
+            f"{prefix}.self_attn.o_proj.weight": matrix(hidden, heads * head_dim),
+            f"{prefix}.mlp.gate_proj.weight": matrix(intermediate, hidden),
+            f"{prefix}.mlp.up_proj.weight": matrix(intermediate, hidden),
+            f"{prefix}.mlp.down_proj.weight": matrix(hidden, intermediate),
+            f"{prefix}.input_layernorm.weight": np.ones(hidden, np.float32),
+            f"{prefix}.post_attention_layernorm.weight": np.ones(hidden, np.float32),
+        }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
