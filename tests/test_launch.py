@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -68,17 +69,17 @@ def test_a_number_that_is_no_port_is_refused(port: int) -> None:
         launch.check_port(port)
 
 
-def test_launch_becomes_streamlit_in_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike) -> None:
+def test_launch_becomes_streamlit_in_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: dict[str, object] = {}
 
     def become(program: str, argv: list[str]) -> None:
-        seen.update(program=program, argv=argv, folder=os.getcwd())
+        seen.update(program=program, argv=argv, folder=Path.cwd())
         raise SystemExit
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "execv", become)
     with pytest.raises(SystemExit):
         launch.launch(0, ["--server.runOnSave=true"])
-    assert seen["folder"] == str(CHECKOUT)
+    assert seen["folder"] == CHECKOUT
     assert seen["argv"][1:4] == ["-m", "streamlit", "run"]
     assert seen["argv"][-2:] == ["--server.port=0", "--server.runOnSave=true"]
