@@ -1,0 +1,231 @@
+"""The one encoder: a conversation in, token ids and a loss mask out.
+
+Training, the data preview, scoring, chat and the merge check all call this class, so none of them can see another prompt than the
+others. It needs `tokenizers` and `jinja2` only, no torch: the server uses it too. The chat template and the end tokens are the
+model's own; they are written to a run's `template.json` and travel with every adapter and merged model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+from tokenizers import Tokenizer
+
+from core.errors import StudioError
+
+Message = dict[str, str]
+TrainOn = Literal["all", "last", "everything"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as the model sees it.
+
+    Attributes:
+        ids: token ids, length T.
+        trained: T booleans; True where the token is a target of the loss.
+        text: the rendered conversation.
+        offsets: T pairs (first, end) of characters in `text`.
+        cut_tokens: how many tokens were cut off at the end to keep within the length limit.
+    """
+
+    ids: list[int]
+    trained: list[bool]
+    text: str
+    offsets: list[tuple[int, int]]
+    cut_tokens: int = 0
+
+
+class Encoder:
+    """Renders with the model's chat template and tokenises with its tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str, special: dict[str, str | None], end_ids: Sequence[int],
+                 system: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.special = special
+        self.end_ids = tuple(end_ids)
+        self.system = system
+        self._render = _compile(template)
+
+    @classmethod
+    def from_folder(cls, folder: Path, system: str | None = None) -> Encoder:
+        """Read `tokenizer.json`, the chat template and the end tokens of a model folder.
+
+        Args:
+            folder: a Hugging Face model folder, or a run's checkpoint folder that carries the same files.
+            system: system text put before conversations that have none; None leaves that to the template.
+
+        Raises:
+            StudioError: no fast tokenizer, no chat template, no end token, or a template that does not compile.
+        """
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise StudioError("The model in {folder} has no tokenizer.json.",
+                              "Copy the tokenizer files beside the weights; every recent model has them.", folder=folder)
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        template = _read_template(folder, config)
+        special = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return cls(tokenizer, template, special, _end_ids(folder, tokenizer, special, template), system)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The conversation as text, special tokens included."""
+        if self.system is not None and (not messages or messages[0]["role"] != "system"):
+            messages = [{"role": "system", "content": self.system}, *messages]
+        try:
+            return self._render(messages=list(messages), add_generation_prompt=add_generation_prompt, **self.special)
+        except jinja2.TemplateError as error:
+            raise StudioError("The chat template refuses this conversation: {reason}.",
+                              "Check the order of the roles; most templates want user and assistant in turn.",
+                              reason=error) from error
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids up to and including the opening of the assistant's next answer."""
+        text = self.render(messages, add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode(self, messages: Sequence[Message], train_on: TrainOn = "all", max_length: int | None = None) -> Encoded:
+        """Ids and loss mask of a whole conversation.
+
+        The trained part of an assistant turn begins after the opening that `encode_prompt` would end with, and reaches through the
+        first end token after the answer: the model must learn to stop. What the template writes after that (a line break) is not
+        trained.
+
+        Args:
+            messages: the turns, `{"role", "content"}` each.
+            train_on: every assistant turn, the last one only, or every token of the conversation.
+            max_length: longest result in tokens; the end is cut.
+        """
+        text = self.render(messages)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        spans = [(0, len(text))] if train_on == "everything" else self._answer_spans(messages, text)
+        if train_on == "last":
+            spans = spans[-1:]
+        trained = [any(start <= first < stop for start, stop in spans)
+                   for first, end in encoding.offsets]
+        ids, offsets = encoding.ids, encoding.offsets
+        cut = max(0, len(ids) - max_length) if max_length else 0
+        kept = len(ids) - cut
+        return Encoded(ids[:kept], trained[:kept], text, offsets[:kept], cut)
+
+    def _answer_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+        """Character spans of the trained part of each assistant turn."""
+        spans = []
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            opening = self.render(messages[:turn], add_generation_prompt=True)
+            if not text.startswith(opening):
+                raise StudioError(
+                    "The chat template writes turn {turn} differently once the conversation goes on.",
+                    "Train on the last turn only (`data.train_on: last`), or use one question and answer per row.", turn=turn + 1)
+            closed = self.render(messages[: turn + 1])
+            stop = self._after_end_token(closed if text.startswith(closed) else text, len(opening) + len(message["content"].strip()))
+            spans.append((len(opening), stop))
+        return spans
+
+    def _after_end_token(self, text: str, position: int) -> int:
+        ends = [text.find(token, position) + len(token) for token in self.end_tokens if token in text[position:]]
+        return min(ends) if ends else len(text)
+
+    @cached_property
+    def end_tokens(self) -> list[str]:
+        """The texts of the end tokens."""
+        return [self.tokenizer.id_to_token(token) for token in self.end_ids]
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        added = self.tokenizer.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer; special tokens never show."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def pad_id(self) -> int:
+        pad = self.special.get("pad_token")
+        token = self.tokenizer.token_to_id(pad) if pad else None
+        return token if token is not None else self.end_ids[0]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the ids, for `template.json`: template, end tokens, system text, and a sample prompt with its hash."""
+        sample = [{"role": "user", "content": "Who are you?"}]
+        ids = self.encode_prompt(sample)
+        return {
+            "template": self.template, "special_tokens": self.special, "end_tokens": self.end_tokens, "system": self.system,
+            "sample_messages": sample, "sample_prompt": self.render(sample, add_generation_prompt=True),
+            "sample_sha256": hash_ids(ids),
+        }
+
+
+def hash_ids(ids: Sequence[int]) -> str:
+    """A short fingerprint of token ids, to compare prompts across processes."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
+
+
+def _read_template(folder: Path, config: dict[str, Any]) -> str:
+    path = folder / "chat_template.jinja"
+    template = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    if not template:
+        raise StudioError("The model in {folder} has no chat template; it is a base model, not a chat model.",
+                          "Choose the chat (instruct) version of this model.", folder=folder)
+    return template
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _end_ids(folder: Path, tokenizer: Tokenizer, special: dict[str, str | None], template: str) -> list[int]:
+    """End tokens of tokenizer, generation config and template, united: any of them ends an answer."""
+    ids: list[int] = []
+    eos = special.get("eos_token")
+    if eos and (token := tokenizer.token_to_id(eos)) is not None:
+        ids.append(token)
+    path = folder / "generation_config.json"
+    if path.exists():
+        configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        ids.extend(configured if isinstance(configured, list) else [] if configured is None else [configured])
+    for name in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"):
+        if name in template and (token := tokenizer.token_to_id(name)) is not None:
+            ids.append(token)
+    if not ids:
+        raise StudioError("The model in {folder} names no end token.", "Add eos_token to its tokenizer_config.json.",
+                          folder=folder)
+    return list(dict.fromkeys(ids))
+
+
+def _compile(template: str) -> Callable[..., str]:
+    """Compile a chat template in a sandbox with the few extras that published templates rely on."""
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    sandbox.filters["tojson"] = to_json
+    sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return sandbox.from_string(template).render
+    except jinja2.TemplateError as error:
+        raise StudioError("The chat template cannot be read: {reason}.", "Copy chat_template.jinja from the model's source again.",
+                          reason=error) from error

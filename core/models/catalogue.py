@@ -1,0 +1,113 @@
+"""Every model one can chat with, by the words a user types: `embedded`, a name, a folder, a hub id, `run@step`.
+
+    embedded            the model that comes with Sweetspot
+    alex                models/alex: a merged model, or one that was added
+    /data/llama         a folder on this machine
+    org/name            a repository on the model hub (downloaded once)
+    RUN@12  RUN@pick    a checkpoint: its run's base model with the adapter of that step; RUN@12*0.5 at half strength
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import StudioError
+from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
+from core.models.header import ModelHeader, read_header
+from core.runs import find_checkpoint, find_run
+from core.workspace import Workspace, check_name
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something that answers: a base folder, and an adapter over it when it is a checkpoint."""
+
+    name: str
+    base: Path
+    adapter: Path | None = None
+    strength: float = 1.0
+    system: str | None = None
+
+
+def find_base(workspace: Workspace, source: str) -> Path:
+    """The folder of a base model named in a recipe.
+
+    Raises:
+        StudioError: it is not here and cannot be fetched.
+    """
+    if source in ("embedded", EMBEDDED_NAME):
+        if not is_prepared(workspace):
+            raise StudioError("The embedded model is not prepared yet.", "Run `sweetspot models add embedded` once (about 20 seconds).")
+        return embedded_folder(workspace)
+    named = workspace.models / source
+    if "/" not in source and named.is_dir():
+        return workspace.models / check_name(source, "model")
+    path = Path(source).expanduser()
+    if path.is_absolute() or source.startswith((".", "~")):
+        if not path.is_dir():
+            raise StudioError("There is no model folder at {folder}.", "`sweetspot models list` shows the models that are here.",
+                              folder=path)
+        return path.resolve()
+    if _HUB_ID.fullmatch(source):
+        return _from_hub(source)
+    raise StudioError("No model is called {name}.", "Use `embedded`, a name from `sweetspot models list`, a folder, or a hub id "
+                      "such as HuggingFaceTB/SmolLM2-135M-Instruct.", name=source)
+
+
+def _from_hub(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"]))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise StudioError("The model {name} could not be fetched from the hub: {reason}.",
+                          "Check the name and the network (HF_ENDPOINT names a mirror), or copy the model here and give its folder.",
+                          name=repository, reason=str(error).split("\n")[0][:200]) from error
+
+
+def find_model(workspace: Workspace, reference: str) -> Model:
+    """What a user means by `reference`; see the module's list.
+
+    Raises:
+        StudioError: nothing answers to it.
+    """
+    if "@" not in reference:
+        return Model(reference, find_base(workspace, reference))
+    run_name, _, rest = reference.partition("@")
+    step_text, _, strength_text = rest.partition("*")
+    run = find_run(workspace, run_name)
+    recipe = run.recipe()
+    base = find_base(workspace, recipe.model.source)
+    checkpoint = find_checkpoint(run, step_text)
+    if checkpoint.step == 0:
+        return Model(reference, base, system=recipe.data.system)
+    if recipe.method.kind == "full":
+        return Model(reference, checkpoint.folder, system=recipe.data.system)
+    return Model(reference, base, checkpoint.folder, _strength(strength_text), recipe.data.system)
+
+
+def _strength(text: str) -> float:
+    try:
+        strength = float(text or 1.0)
+    except ValueError:
+        strength = -1.0
+    if not 0 <= strength <= 2:
+        raise StudioError("{text!r} is no adapter strength.", "Use a number from 0 to 2, for example RUN@12*0.5.", text=text)
+    return strength
+
+
+def list_models(workspace: Workspace) -> list[tuple[str, Path, ModelHeader | StudioError]]:
+    """(name, folder, header or what is wrong with it) of every model in the workspace."""
+    found: list[tuple[str, Path, ModelHeader | StudioError]] = []
+    for folder in sorted(workspace.models.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            try:
+                found.append((folder.name, folder, read_header(folder)))
+            except StudioError as error:
+                found.append((folder.name, folder, error))
+    return found

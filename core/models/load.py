@@ -1,0 +1,76 @@
+"""Load a base model into memory. Imports torch: for workers only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from core.errors import StudioError
+from core.models.header import weight_files
+
+# Llama-family projections are found by type, not by name; heads are left alone because adapters there break merging and vocabulary.
+HEAD_NAMES = ("lm_head", "output", "output_layer", "embed_out", "score")
+
+
+def choose_device(kind: str) -> str:
+    """`auto` -> the first GPU when there is one, else the processor.
+
+    Raises:
+        StudioError: a GPU was asked for and there is none.
+    """
+    if kind == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise StudioError("The recipe asks for a GPU and this machine shows none.",
+                          "Set `device.kind: auto`, or look at `sweetspot doctor`.")
+    return kind
+
+
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` -> bfloat16 on a GPU that has it, float32 elsewhere: a processor without bfloat16 units is 3 times slower with it."""
+    if name == "auto":
+        return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
+    return getattr(torch, name)
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: str, quantization: str = "none") -> PreTrainedModel:
+    """A causal language model in evaluation mode on `device`.
+
+    Args:
+        quantization: `none`, `nf4` (4-bit NormalFloat, double quantisation, as in QLoRA) or `int8`.
+
+    Raises:
+        StudioError: the folder is no model, or its weights cannot be read.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    weight_files(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False,
+            use_safetensors=True, quantization_config=_quantization(quantization, dtype))
+    except (ValueError, KeyError, OSError) as error:
+        raise StudioError("The model in {folder} cannot be loaded: {reason}.",
+                          "It must be of an architecture that transformers knows by itself, with its weights complete.",
+                          folder=folder, reason=str(error).split("\n")[0][:300]) from error
+    return model.eval()
+
+
+def _quantization(name: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if name == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                  bnb_4bit_compute_dtype=compute_dtype)
+    return BitsAndBytesConfig(load_in_8bit=True) if name == "int8" else None
+
+
+def linear_targets(model: PreTrainedModel) -> list[str]:
+    """Names of every linear layer except heads; what `targets: all-linear` means.
+
+    Full module names, so that a layer called like a head elsewhere in the tree is not caught by accident.
+    """
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules()
+             if isinstance(module, torch.nn.Linear) and module is not head and name.rsplit(".", 1)[-1] not in HEAD_NAMES]
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
