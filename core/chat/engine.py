@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
-from core.chat.stacked import Adapter, stack_adapters
+from core.chat.stacked import Adapter, Routing, stack_adapters
 from core.models.load import load_model
 
 # Rows are dropped from the batch once this share of them has ended: dropping copies the cache, so not at every end.
@@ -47,19 +47,24 @@ class Answer:
 
 
 class Engine:
-    """A base model with its adapters, ready to answer."""
+    """A model that answers, with the adapters stacked over it.
 
-    def __init__(self, base: Path, adapters: Sequence[Adapter], end_ids: Sequence[int], pad_id: int,
-                 dtype: torch.dtype = torch.float32, device: str = "cpu", quantization: str = "none") -> None:
-        self.adapters = list(adapters)
-        self.end_ids = torch.tensor(list(end_ids), device=device)
+    A model in the middle of its training answers too: it has one slot, 0.
+    """
+
+    def __init__(self, model: PreTrainedModel, end_ids: Sequence[int], pad_id: int, routing: Routing | None = None) -> None:
+        self.model = model
+        self.device = model.device
+        self.end_ids = torch.tensor(list(end_ids), device=self.device)
         self.pad_id = pad_id
-        self.device = device
-        self.model = load_model(base, dtype, device, quantization)
-        self.routing = stack_adapters(self.model, self.adapters)
+        self.routing = routing or Routing(1)
 
-    def slot(self, name: str) -> int:
-        return next(index for index, adapter in enumerate(self.adapters) if adapter.name == name)
+    @classmethod
+    def load(cls, base: Path, adapters: Sequence[Adapter], end_ids: Sequence[int], pad_id: int,
+             dtype: torch.dtype = torch.float32, device: str = "cpu", quantization: str = "none") -> Engine:
+        """Load `base` and put `adapters` over it; adapter number n answers the rows of slot n."""
+        model = load_model(base, dtype, device, quantization)
+        return cls(model, end_ids, pad_id, stack_adapters(model, adapters))
 
     @torch.inference_mode()
     def logits(self, slot: int, ids: Sequence[int]) -> torch.Tensor:

@@ -30,7 +30,7 @@ class Voices:
         for base, members in by_base.items():
             adapters = [Adapter(self.models[index].name, self.models[index].adapter, self.models[index].strength) for index in members]
             encoder = self.encoders[members[0]]
-            engine = Engine(base, adapters, encoder.end_ids, encoder.pad_id(), choose_dtype("auto", device), device)
+            engine = Engine.load(base, adapters, encoder.end_ids, encoder.pad_id(), choose_dtype("auto", device), device)
             self._engines.append((engine, members))
 
     def answer(self, conversations: Sequence[Sequence[Message]], max_new_tokens: int,

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from core.errors import StudioError
 
-Message = dict[str, str]
+Message = dict[str, Any]
 TrainOn = Literal["all", "last", "everything"]
 
 
@@ -105,7 +105,7 @@ class Encoder:
         trained.
 
         Args:
-            messages: the turns, `{"role", "content"}` each.
+            messages: the turns, `{"role", "content"}` each; an answer marked `"cut": true` was broken off, so its end is not trained.
             train_on: every assistant turn, the last one only, or every token of the conversation.
             max_length: longest result in tokens; the end is cut.
         """
@@ -133,8 +133,10 @@ class Encoder:
                     "The chat template writes turn {turn} differently once the conversation goes on.",
                     "Train on the last turn only (`data.train_on: last`), or use one question and answer per row.", turn=turn + 1)
             closed = self.render(messages[: turn + 1])
-            stop = self._after_end_token(closed if text.startswith(closed) else text, len(opening) + len(message["content"].strip()))
-            spans.append((len(opening), stop))
+            content_end = len(opening) + len(message["content"].strip())
+            if not message.get("cut"):
+                content_end = self._after_end_token(closed if text.startswith(closed) else text, content_end)
+            spans.append((len(opening), content_end))
         return spans
 
     def _after_end_token(self, text: str, position: int) -> int:

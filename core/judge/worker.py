@@ -107,9 +107,9 @@ def _answer(workspace: Workspace, run: Run, missing: list[tuple[int, Probe]]) ->
     steps = sorted({step for step, _ in missing})
     if recipe.method.kind == "lora":
         adapters = [Adapter(str(step), folders.get(step)) for step in steps]
-        engine = Engine(base, adapters, quantization=recipe.model.quantization, **settings)
+        engine = Engine.load(base, adapters, quantization=recipe.model.quantization, **settings)
         yield from ask(engine, missing, {step: slot for slot, step in enumerate(steps)})
         return
     for step in steps:  # whole models cannot share a base: one after the other
-        engine = Engine(folders.get(step, base), [Adapter("model")], **settings)
+        engine = Engine.load(folders.get(step, base), [Adapter("model")], **settings)
         yield from ask(engine, [pair for pair in missing if pair[0] == step], {step: 0})

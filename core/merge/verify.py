@@ -87,7 +87,7 @@ def _answers_and_logits(folder: Path, adapter: Adapter, encoder: Encoder, prompt
     Args:
         forced: answers to read the logits over, so that both models are read over the same ids; None takes the own ones.
     """
-    engine = Engine(folder, [adapter], encoder.end_ids, encoder.pad_id(), getattr(torch, dtype), device)
+    engine = Engine.load(folder, [adapter], encoder.end_ids, encoder.pad_id(), getattr(torch, dtype), device)
     answers = [answer.ids for answer in engine.answer([Row(0, prompt) for prompt in prompts], max_new_tokens)]
     logits = [engine.logits(0, prompt + answer).cpu()
               for prompt, answer in list(zip(prompts, forced or answers, strict=True))[:_LOGIT_PROBES]]

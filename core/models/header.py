@@ -11,6 +11,8 @@ from pydantic import BaseModel
 
 from core.errors import StudioError
 
+# Output heads get no adapter: it would tie the adapter to the vocabulary and break merging where head and embedding are one.
+HEAD_NAMES = ("lm_head", "output", "output_layer", "embed_out", "score")
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
           "F8_E4M3": 1, "F8_E5M2": 1}

@@ -9,10 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from core.errors import StudioError
-from core.models.header import weight_files
-
-# Llama-family projections are found by type, not by name; heads are left alone because adapters there break merging and vocabulary.
-HEAD_NAMES = ("lm_head", "output", "output_layer", "embed_out", "score")
+from core.models.header import HEAD_NAMES, weight_files
 
 
 def choose_device(kind: str) -> str:
@@ -66,10 +63,7 @@ def _quantization(name: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig |
 
 
 def linear_targets(model: PreTrainedModel) -> list[str]:
-    """Names of every linear layer except heads; what `targets: all-linear` means.
-
-    Full module names, so that a layer called like a head elsewhere in the tree is not caught by accident.
-    """
+    """Last names of every linear layer except output heads; what `targets: all-linear` means."""
     head = model.get_output_embeddings()
     names = [name for name, module in model.named_modules()
              if isinstance(module, torch.nn.Linear) and module is not head and name.rsplit(".", 1)[-1] not in HEAD_NAMES]

@@ -52,7 +52,13 @@ class RecipeError(StudioError):
 
     @classmethod
     def from_texts(
-        cls, problem: Text, hint: Text, *, file: str, line: int | None = None, field: str = "",
+        cls,
+        problem: Text,
+        hint: Text,
+        *,
+        file: str,
+        line: int | None = None,
+        field: str = "",
         others: int = 0,
     ) -> RecipeError:
         """The same for sentences that are chosen elsewhere."""
@@ -151,11 +157,12 @@ def _refuse_tricks(text: str, name: str) -> None:
                 line=line,
             )
         if isinstance(event, DocumentStartEvent) and event.version:
+            rows = text.split("\n")[:line]
             raise RecipeError(
                 "A recipe names no YAML version.",
                 "Delete the line that begins with %YAML.",
                 file=name,
-                line=line,
+                line=next((number for number, row in enumerate(rows, 1) if row.startswith("%YAML")), line),
             )
         if isinstance(event, AliasEvent) or isinstance(event, NodeEvent) and event.anchor:
             raise RecipeError(
@@ -168,7 +175,7 @@ def _refuse_tricks(text: str, name: str) -> None:
             raise RecipeError(
                 "The tag {tag} is not allowed in a recipe; nothing in it was run.",
                 "Delete the tag, or put a text that begins with ! in quotes.",
-                tag=str(event.tag)[:80],
+                tag=str(event.tag).replace("tag:yaml.org,2002:", "!!")[:80],
                 file=name,
                 line=line,
             )
@@ -186,6 +193,13 @@ def _build(node: Node, path: Path, lines: dict[Path, int], name: str) -> Any:
             lines[(*path, index)] = item.start_mark.line + 1
         return [_build(item, (*path, index), lines, name) for index, item in enumerate(node.value)]
     if isinstance(node, ScalarNode):
+        if any("\ud800" <= char <= "\udfff" for char in node.value):  # "\\ud83d" alone: no file could hold it
+            raise RecipeError(
+                "There is an invisible control character in this line.",
+                "Delete the line and type it again, or save the file as UTF-8 text.",
+                file=name,
+                line=node.start_mark.line + 1,
+            )
         return _scalar(node)
     data: dict[str, Any] = {}
     for key, value in node.value:
@@ -236,7 +250,7 @@ def dotted(path: Path) -> str:
 
 
 def _syntax_error(error: MarkedYAMLError, text: str, name: str) -> RecipeError:
-    """The four mistakes that people make, in plain words; any other in the parser's own."""
+    """The mistakes that people make, in plain words; any other in the parser's own."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     problem = error.problem or ""
@@ -261,6 +275,12 @@ def _syntax_error(error: MarkedYAMLError, text: str, name: str) -> RecipeError:
             Text("A bracket is opened here and not closed properly."),
             Text("Write lists as [one, two]."),
         )
+    elif "expected <block end>" in problem:
+        fault = Text("This line is not lined up with those above it.")
+        way_out = Text("Lines of one section begin in the same column, two spaces further in than its name.")
+    elif "cannot start any token" in problem:
+        fault = Text("A text cannot begin with this character.")
+        way_out = Text("Put the text in quotes.")
     elif "another document" in problem:
         fault, way_out = Text("A second recipe begins here (---)."), Text("Keep one recipe per file.")
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +87,24 @@ class Fault:
 def explain(error: ValidationError, document: Document | None, name: str) -> RecipeError:
     """The first of the faults (by line), and how many others there are."""
     faults: dict[Path, Fault] = {}
-    for found in error.errors(include_url=False):
-        path = _known_part(found["loc"]) if found["type"] != "extra_forbidden" else found["loc"]
+    reported = error.errors(include_url=False)
+    misspelt = {found["loc"][:-1] for found in reported if found["type"] == "extra_forbidden"}
+    for found in reported:
+        if found["type"] == "missing" and found["loc"][:-1] in misspelt:
+            continue  # most likely it is there under the misspelt name
+        path = found["loc"] if found["type"] == "extra_forbidden" else _known_part(found["loc"])
+        if found["type"] == "two_lengths":
+            path = (*path, "epochs")
         if path not in faults:
             problem, way_out = _words(found, path)
             faults[path] = Fault(path, document.line_of(path) if document else None, problem, way_out)
-    ordered = sorted(faults.values(), key=lambda fault: fault.line or 0)
+    # Where a field takes a word or a list, pydantic reports a wrong item and also that a list is no word.
+    innermost = [
+        fault
+        for path, fault in faults.items()
+        if not any(path == other[: len(path)] != other for other in faults)
+    ]
+    ordered = sorted(innermost, key=lambda fault: fault.line or 0)
     first = ordered[0]
     return RecipeError.from_texts(
         first.problem,
@@ -115,8 +126,6 @@ def _known_part(loc: Path) -> Path:
         elif owner is not None and part in owner.model_fields:
             kept.append(part)
             owner = section_type(owner, part) or item_type(owner, part)
-        else:
-            break
     return tuple(kept)
 
 
@@ -159,7 +168,8 @@ def _words(found: dict[str, Any], path: Path) -> tuple[Text, Text]:
             Text("{field} is {value}, which cannot be a name.", field=field, value=_shown(value)),
             Text("Names have up to 80 of a-z, 0-9, dot, dash and underscore, and are never paths."),
         )
-    if kind in ("out_of_range", "finite_number"):
+    is_beyond_floats = kind == "float_type" and type(value) is int
+    if kind in ("out_of_range", "finite_number") or is_beyond_floats:
         return _out_of_range(field, value, owner, name, about)
     if kind == "literal_error" and about.choices and isinstance(value, str):
         return _not_a_choice(field, value, about)
@@ -199,10 +209,7 @@ def _out_of_range(
     field: str, value: Any, owner: type[Section], name: str, about: Setting
 ) -> tuple[Text, Text]:
     problem = Text(
-        "{field} is {value}; the range is {range}.",
-        field=field,
-        value=plain_number(value)[:_LONGEST_SHOWN] if math.isfinite(value) else value,
-        range=about.range,
+        "{field} is {value}; the range is {range}.", field=field, value=plain_number(value), range=about.range
     )
     if about.choices:
         return problem, Text("{choices}.", choices=_joined(about))
@@ -247,8 +254,8 @@ def _wrong_type(
     problem = Text(
         "{field} must be {expected}, not {found}.", field=field, expected=expected, found=_describe(value)
     )
-    if in_list and item is not None:
-        return problem, Text("Write it as `- dataset: NAME`.")
+    if item is not None:
+        return problem, Text("Write each one as `- dataset: NAME`.")
     if isinstance(value, str) and _is_number(value) and (int in kinds or float in kinds):
         return problem, Text("Remove the quotes.")
     if value is None:
@@ -285,11 +292,13 @@ def _expected(owner: type[Section], name: str, about: Setting, in_list: bool) ->
 
 def _describe(value: Any) -> Text:
     if value is None:
-        return Text("nothing")
+        return Text("an empty value")
     if isinstance(value, bool):
         return Text("{value}", value=str(value).lower())
     if isinstance(value, (int, float)):
-        return Text("the number {value}", value=str(value)[:_LONGEST_SHOWN])
+        return Text(
+            "the number {value}", value=repr(value) if isinstance(value, float) else plain_number(value)
+        )
     if isinstance(value, str):
         return Text("the text {value}", value=_shown(value))
     return Text("a list") if isinstance(value, (list, tuple)) else Text("a section")

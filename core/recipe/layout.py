@@ -13,32 +13,34 @@ from core.recipe.schema import Recipe
 from core.recipe.setting import Setting, section_type, setting_of
 from core.words import Text
 
-_COLUMNS = 110
-_PLAIN = re.compile(r"[A-Za-z_][\w./@+-]*(?: [\w./@+-]+)*")
+_COLUMNS = {"en": 110, "zh": 60}  # a Chinese character is two columns wide
+_PLAIN = re.compile(r"[^\W\d][\w./@+-]*(?: [\w./@+-]+)*")
 # What YAML 1.1 readers, PyYAML among them, take for booleans or nothing: quoted, so that all see text.
-_QUOTED_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "none", "nan", "inf"}
+_QUOTED_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 def commented_yaml(recipe: Recipe, language: str = "en") -> str:
     """The whole recipe, each field under a comment with its label, unit, range or choices, and help."""
     lines = [
-        *_comment(Text("A Sweetspot recipe: everything that decides one training.").to(language), ""),
+        *_comment(
+            Text("A Sweetspot recipe: everything that decides one training.").to(language), "", language
+        ),
         "",
     ]
-    for name, info in type(recipe).model_fields.items():
+    for name in type(recipe).model_fields:
         value, about = getattr(recipe, name), setting_of(type(recipe), name)
         if section_type(type(recipe), name) is None:
-            lines += [*_field_comment(about, info, language, ""), *_entry(name, value, "")]
+            lines += [*_field_comment(about, language, ""), *_entry(name, value, "")]
             continue
         heading = Text("{label}: {help}", label=about.label, help=about.help)
-        lines += ["", *_comment(heading.to(language), ""), f"{name}:"]
-        for key, inner in type(value).model_fields.items():
-            lines += _field_comment(setting_of(type(value), key), inner, language, "  ")
+        lines += ["", *_comment(heading.to(language), "", language), f"{name}:"]
+        for key in type(value).model_fields:
+            lines += _field_comment(setting_of(type(value), key), language, "  ")
             lines += _entry(key, value.model_dump()[key], "  ")
     return "\n".join(lines) + "\n"
 
 
-def _field_comment(about: Setting, info: Any, language: str, indent: str) -> list[str]:
+def _field_comment(about: Setting, language: str, indent: str) -> list[str]:
     if about.choices:
         limits: Any = " | ".join(str(name) for name in about.choice_names)
     else:
@@ -48,12 +50,16 @@ def _field_comment(about: Setting, info: Any, language: str, indent: str) -> lis
         if limits
         else Text("{label}: {help}", label=about.label, help=about.help)
     )
-    return _comment(text.to(language), indent)
+    return _comment(text.to(language), indent, language)
 
 
-def _comment(text: str, indent: str) -> list[str]:
+def _comment(text: str, indent: str, language: str) -> list[str]:
     return textwrap.wrap(
-        text, _COLUMNS, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ", break_on_hyphens=False
+        text,
+        _COLUMNS[language],
+        initial_indent=f"{indent}# ",
+        subsequent_indent=f"{indent}# ",
+        break_on_hyphens=False,
     )
 
 

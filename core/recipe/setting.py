@@ -85,9 +85,10 @@ class Setting:
 
 def plain_number(value: float) -> str:
     """1e-07, 0.5, 4096: a number as a person writes it."""
-    if isinstance(value, int) or float(value).is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    return f"{value:g}"
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
+        return f"{value:g}"
+    digits = str(int(value))
+    return digits if len(digits) <= 30 else digits[:30] + "…"
 
 
 def setting(default: Any, label: Text, help: Text, **limits: Any) -> Any:

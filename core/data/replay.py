@@ -1,0 +1,63 @@
+"""The base model's own answers to questions that are not about identity: rows that remind it of what it was.
+
+A model's own answers are the best rehearsal (self-synthesised rehearsal, Huang et al. 2024): they change nothing it already does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.data.encode import Encoder
+from core.jobs.folder import Job
+from core.jobs.worker import Recorder
+from core.judge.metrics import words
+from core.words import Text
+from core.workspace import Workspace, read_jsonl, write_jsonl
+
+# An answer that repeats a run of this many words so often has got stuck; a model would imitate that.
+_LOOP_WORDS, _LOOP_TIMES = 3, 3
+_ROWS_PER_BATCH = 64
+
+
+def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:
+    """Answer the prompts in `prompts.jsonl` of the job's folder with the model `spec["model"]`; rows go to `rows.jsonl`."""
+    from core.chat.engine import Engine, Row
+    from core.chat.stacked import Adapter
+    from core.models.catalogue import find_base
+    from core.models.embedded import EMBEDDED_NAME, prepare_embedded
+    from core.models.load import choose_device, choose_dtype
+
+    spec = job.spec()
+    if spec["model"] in ("embedded", EMBEDDED_NAME):
+        prepare_embedded(workspace, recorder)
+    prompts = read_jsonl(job.folder / "prompts.jsonl")
+    base = find_base(workspace, spec["model"])
+    encoder = Encoder.from_folder(base, spec.get("system"))
+    device = choose_device("auto")
+    engine = Engine.load(base, [Adapter("base")], encoder.end_ids, encoder.pad_id(), choose_dtype("auto", device), device)
+    rows, stuck = [], 0
+    for start in range(0, len(prompts), _ROWS_PER_BATCH):
+        recorder.progress(start, len(prompts), Text("the base model answers in its own words"))
+        part = prompts[start:start + _ROWS_PER_BATCH]
+        answers = engine.answer([Row(0, encoder.encode_prompt(row["messages"])) for row in part], spec["max_new_tokens"])
+        for row, answer in zip(part, answers, strict=True):
+            text = encoder.decode(answer.ids).strip()
+            if not text or is_stuck(text):
+                stuck += 1
+                continue
+            reply: dict[str, Any] = {"role": "assistant", "content": text}
+            if not answer.ended:
+                reply["cut"] = True  # it was broken off at the limit: teaching it to stop here would teach a habit it never had
+            rows.append({**row, "messages": [*row["messages"], reply]})
+    write_jsonl(job.folder / "rows.jsonl", rows)
+    recorder.progress(len(prompts), len(prompts), Text("the base model answers in its own words"))
+    return {"answered": len(rows), "left_out": stuck}
+
+
+def is_stuck(text: str) -> bool:
+    """Whether an answer goes in circles: some three words in a row occur three times, or one character fills it."""
+    tokens = words(text)
+    grams = [tuple(tokens[start:start + _LOOP_WORDS]) for start in range(len(tokens) - _LOOP_WORDS + 1)]
+    most = max((grams.count(gram) for gram in set(grams)), default=0)
+    longest = max((len(token) for token in tokens), default=0)
+    return most >= _LOOP_TIMES or longest > 40

@@ -1,0 +1,134 @@
+"""What this machine can do: processor, memory, GPUs, disk, versions. Never touches a GPU's memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import psutil
+from pydantic import BaseModel
+
+from core.errors import StudioError
+from core.models.embedded import gguf_file, is_prepared
+from core.words import Text
+from core.workspace import Workspace
+
+PACKAGES = ("streamlit", "torch", "transformers", "peft", "trl", "bitsandbytes", "deepspeed", "datasets", "plotly", "pandas")
+_LOW_DISK_BYTES = 5e9
+_LOW_MEMORY_BYTES = 4e9
+
+
+class Gpu(BaseModel):
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+class Machine(BaseModel):
+    """Facts of the machine. Sizes in bytes."""
+
+    cores: int
+    memory_bytes: int
+    memory_free_bytes: int
+    disk_free_bytes: int
+    gpus: list[Gpu]
+    python: str
+    system: str
+    versions: dict[str, str]
+
+
+class Finding(BaseModel):
+    """One thing `doctor` says; `fix` is the way out of a warning or an error."""
+
+    level: Literal["ok", "warning", "error"]
+    text: dict
+    fix: dict | None = None
+
+
+def read_machine(workspace: Workspace) -> Machine:
+    memory = psutil.virtual_memory()
+    return Machine(
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=memory.total, memory_free_bytes=memory.available, disk_free_bytes=workspace.free_bytes(), gpus=read_gpus(),
+        python=platform.python_version(), system=f"{platform.system()} {platform.machine()}", versions=package_versions())
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions without importing the packages; `-` for one that is missing."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "-"
+    return found
+
+
+def read_gpus() -> list[Gpu]:
+    """NVIDIA GPUs that NVML shows; an empty list without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    gpus = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        gpus.append(Gpu(index=index, name=pynvml.nvmlDeviceGetName(handle), total_bytes=int(memory.total), free_bytes=int(memory.free)))
+    pynvml.nvmlShutdown()
+    return gpus
+
+
+def device_name() -> str:
+    """The device that jobs queue for: the first GPU when there is one, else the processor."""
+    return "cuda:0" if read_gpus() else "cpu"
+
+
+def diagnose(workspace: Workspace) -> list[Finding]:
+    """What is right and wrong with this machine for the work, worst last."""
+    machine = read_machine(workspace)
+    findings = [_ok(Text("{cores} processor cores, {memory} GB of memory", cores=machine.cores,
+                         memory=round(machine.memory_bytes / 1e9))), _gpu_finding(machine)]
+    missing = [name for name, number in machine.versions.items() if number == "-"]
+    findings.append(_bad("error", Text("missing packages: {names}", names=", ".join(missing)), Text("Run `make setup`."))
+                    if missing else _ok(Text("all packages are installed")))
+    findings.append(_model_finding(workspace))
+    if sys.version_info < (3, 11):
+        findings.append(_bad("error", Text("Python {version} is too old", version=machine.python), Text("Install Python 3.11 or newer.")))
+    if machine.disk_free_bytes < _LOW_DISK_BYTES:
+        findings.append(_bad("warning", Text("only {free} GB of disk are free", free=round(machine.disk_free_bytes / 1e9, 1)),
+                             Text("Delete runs you no longer need, or set SWEETSPOT_HOME to a larger disk.")))
+    if machine.memory_free_bytes < _LOW_MEMORY_BYTES:
+        findings.append(_bad("warning", Text("only {free} GB of memory are free", free=round(machine.memory_free_bytes / 1e9, 1)),
+                             Text("Close other programs; the lesson needs about 4 GB.")))
+    return sorted(findings, key=lambda finding: ("ok", "warning", "error").index(finding.level))
+
+
+def _gpu_finding(machine: Machine) -> Finding:
+    if not machine.gpus:
+        return _ok(Text("no NVIDIA GPU: the processor trains the embedded model in about a minute"))
+    names = ", ".join(f"{gpu.name} ({gpu.free_bytes / 1e9:.0f} of {gpu.total_bytes / 1e9:.0f} GB free)" for gpu in machine.gpus)
+    return _ok(Text("GPU: {names}", names=names))
+
+
+def _model_finding(workspace: Workspace) -> Finding:
+    try:
+        gguf_file()
+    except StudioError as error:
+        return _bad("error", error.problem, error.hint)
+    return _ok(Text("the embedded model is ready") if is_prepared(workspace)
+               else Text("the embedded model is installed; the first lesson prepares it"))
+
+
+def _ok(text: Text) -> Finding:
+    return Finding(level="ok", text=text.to_json())
+
+
+def _bad(level: Literal["warning", "error"], text: Text, fix: Text) -> Finding:
+    return Finding(level=level, text=text.to_json(), fix=fix.to_json())

@@ -1,0 +1,104 @@
+"""Make a run from a recipe: check what can be known before the start, freeze it, start it. No torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from core.data.library import load_dataset
+from core.errors import StudioError
+from core.jobs.folder import create_job, new_job_id
+from core.jobs.launch import start_job
+from core.machine import device_name, package_versions, read_gpus
+from core.models.catalogue import find_base
+from core.models.embedded import EMBEDDED_NAME, is_prepared
+from core.models.header import HEAD_NAMES, read_header, tensor_shapes
+from core.recipe.files import dump_recipe
+from core.recipe.plan import Plan, plan_updates
+from core.recipe.schema import Recipe
+from core.runs import Run
+from core.workspace import CHECKOUT, Workspace, slug, write_json, write_text
+
+# Optimizer moments and exact values of two steps are kept for a resume: 2 x (value + 2 moments), all float32.
+_RESUME_COPIES = 6
+_SPARE_BYTES = 200e6
+
+
+def create_run(workspace: Workspace, recipe: Recipe, name: str = "") -> Run:
+    """Freeze `recipe` into a new run folder; it is not started yet.
+
+    Raises:
+        StudioError: a dataset or the model is missing, a dataset is empty, or the snapshots would not fit on the disk.
+    """
+    datasets = [_describe_source(workspace, entry) for entry in recipe.data.sources]
+    plan = plan_updates(recipe, sum(entry["rows"] for entry in datasets))
+    device = "cpu" if recipe.device.kind == "cpu" else device_name()
+    check_disk(workspace, recipe, plan)
+    folder = workspace.runs / new_job_id("", slug(name or recipe.title or recipe.data.sources[0].dataset))
+    run = Run(create_job(folder, "train", {"name": name, "updates": plan.updates, "snapshots": plan.snapshot_steps}, device).folder)
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    write_json(folder / "dataset.json", {"sources": datasets, "seed": recipe.schedule.seed})
+    write_json(folder / "environment.json", {"versions": package_versions(), "python": sys.version.split()[0], "device": device,
+                                             "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit()})
+    return run
+
+
+def start_run(workspace: Workspace, recipe: Recipe, name: str = "") -> Run:
+    """Create a run and start its worker."""
+    run = create_run(workspace, recipe, name)
+    start_job(run)
+    return run
+
+
+def _describe_source(workspace: Workspace, entry: Any) -> dict[str, Any]:
+    dataset = load_dataset(workspace, entry.dataset)
+    return {"dataset": entry.dataset, "groups": entry.groups, "weight": entry.weight, "rows": len(dataset.rows(entry.groups)),
+            "sha256": dataset.card.sha256}
+
+
+def _commit() -> str | None:
+    """The checkout's commit; None outside a git checkout."""
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def snapshot_bytes(workspace: Workspace, recipe: Recipe) -> int:
+    """Size of one snapshot on disk: the adapter in float32, or the whole model."""
+    if recipe.model.source in ("embedded", EMBEDDED_NAME) and not is_prepared(workspace):
+        return 20_000_000 * recipe.method.rank // 16
+    folder = find_base(workspace, recipe.model.source)
+    if recipe.method.kind == "full":
+        return read_header(folder).weight_bytes
+    return 4 * lora_parameters(folder, recipe)
+
+
+def lora_parameters(folder: Path, recipe: Recipe) -> int:
+    """rank x (in + out) of every adapted layer, from the header alone."""
+    total = 0
+    for name, (_, shape) in tensor_shapes(folder).items():
+        layer = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        is_linear = len(shape) == 2 and "embed" not in layer and layer not in HEAD_NAMES
+        if is_linear and (recipe.method.targets == "all-linear" or layer in recipe.method.targets):
+            total += recipe.method.rank * sum(shape)
+    return total
+
+
+def check_disk(workspace: Workspace, recipe: Recipe, plan: Plan) -> None:
+    """Raises StudioError when the snapshots and the state for a resume would not fit."""
+    one = snapshot_bytes(workspace, recipe)
+    needed = one * (len(plan.snapshot_steps) + _RESUME_COPIES) + _SPARE_BYTES
+    free = workspace.free_bytes()
+    if needed > free:
+        raise StudioError(
+            "{count} snapshots need about {needed} GB of disk and {free} GB are free.",
+            "Ask for fewer snapshots (snapshots.count), a smaller rank, or free some space.",
+            count=len(plan.snapshot_steps), needed=round(needed / 1e9, 2), free=round(free / 1e9, 2))
+
+
+def describe_resume(run: Run) -> int:
+    """The step a stopped run would go on from, 0 for the beginning."""
+    kept = sorted((run.folder / "resume").glob("[0-9]*/step.json"))
+    return json.loads(kept[-1].read_text())["step"] if kept else 0

@@ -1,0 +1,33 @@
+"""The studio: pages, language, and the frame around them. Served by `sweetspot studio`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from core.words import LANGUAGES
+from studio.i18n import t
+from studio.panels import draw_sidebar
+from studio.session import LANGUAGE
+
+PAGES = ("home", "data", "recipe", "train", "compare", "merge", "chat")
+_ICONS = {"home": "home", "data": "dataset", "recipe": "menu_book", "train": "model_training", "compare": "compare_arrows",
+          "merge": "merge", "chat": "forum"}
+_ROOT = Path(__file__).resolve().parent.parent
+
+st.set_page_config(page_title="Sweetspot", page_icon=str(_ROOT / "studio" / "icon.png"), layout="wide")
+
+wanted = st.query_params.get("lang")
+if wanted in LANGUAGES:
+    st.session_state[LANGUAGE] = wanted
+elif LANGUAGE not in st.session_state:
+    st.session_state[LANGUAGE] = "zh" if (st.context.locale or "").startswith("zh") else "en"
+st.query_params["lang"] = st.session_state[LANGUAGE]
+
+page = st.navigation([
+    st.Page(_ROOT / "pages" / f"{name}.py", title=t(f"shell.{name}"), icon=f":material/{_ICONS[name]}:", url_path=name,
+            default=name == "home")
+    for name in PAGES if (_ROOT / "pages" / f"{name}.py").exists()])
+draw_sidebar()
+page.run()

@@ -1,0 +1,116 @@
+"""`sweetspot models ...` and `sweetspot chat`."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import typer
+
+from core.errors import StudioError
+from core.jobs.folder import create_job, new_job_id
+from core.jobs.launch import start_job
+from core.models.catalogue import find_base, list_models
+from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
+from core.models.header import read_header
+from core.workspace import Workspace, check_name
+from studio.terminal import JsonOption, WorkspaceOption, follow, print_json, print_table, say
+
+app = typer.Typer(no_args_is_help=True, help="Models: list, add, show, delete.")
+
+
+@app.command("list")
+def list_all(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """List the models of the workspace.
+
+    Example: sweetspot models list
+    """
+    found = list_models(Workspace.open(workspace))
+    if json:
+        print_json({"models": [{"name": name, "folder": str(folder)} | (
+            {"problem": str(header.problem)} if isinstance(header, StudioError) else header.model_dump())
+            for name, folder, header in found]})
+    elif not found:
+        say("No models yet. Prepare the embedded one: sweetspot models add embedded")
+    else:
+        print_table(["name", "parameters", "format", "context", "note"], [
+            [name, "-", "-", "-", str(header.problem)] if isinstance(header, StudioError) else
+            [name, f"{header.parameters / 1e6:.0f} M", header.dtype, header.context_tokens,
+             "" if header.has_chat_template else "no chat template"] for name, folder, header in found])
+
+
+@app.command()
+def add(source: Annotated[str, typer.Argument(help="embedded, or a hub id.")], json: JsonOption = False,
+        workspace: WorkspaceOption = None) -> None:
+    """Prepare the embedded model, or fetch one from the hub.
+
+    Example: sweetspot models add embedded
+    """
+    place = Workspace.open(workspace)
+    if source == "embedded" and not is_prepared(place):
+        job = create_job(place.jobs / new_job_id("prepare", "embedded"), "prepare", {})
+        start_job(job)
+        follow(job, is_silent=json)
+    folder = embedded_folder(place) if source == "embedded" else find_base(place, source)
+    if json:
+        print_json({"name": EMBEDDED_NAME if source == "embedded" else source, "folder": str(folder)})
+    else:
+        say(f"{source} is ready in {folder}")
+
+
+@app.command()
+def show(name: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Show what a model's folder says about itself, without loading it.
+
+    Example: sweetspot models show embedded
+    """
+    folder = find_base(Workspace.open(workspace), name)
+    header = read_header(folder)
+    if json:
+        print_json({"folder": str(folder)} | header.model_dump())
+    else:
+        print_table(["fact", "value"], [["folder", folder], *header.model_dump().items()])
+
+
+@app.command()
+def delete(name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, workspace: WorkspaceOption = None) -> None:
+    """Delete a model from the workspace.
+
+    Example: sweetspot models delete alex --yes
+    """
+    folder = Workspace.open(workspace).models / check_name(name, "model")
+    if not folder.is_dir():
+        raise StudioError("No model is called {name}.", "`sweetspot models list` shows the models that are here.", name=name)
+    if not yes:
+        typer.confirm(f"Delete the model {name}?", abort=True)
+    shutil.rmtree(folder)
+    say(f"Deleted {name}.")
+
+
+def chat(
+    models: Annotated[list[str], typer.Argument(help="One or several: embedded, RUN@pick, RUN@12*0.5, a merged model.")],
+    ask: Annotated[str | None, typer.Option(help="Ask this one question and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="System text.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 always takes the most probable word.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among so many words; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Choose among the words that make up this share.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.5, max=3, help="Above 1 discourages repeating.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer in tokens.")] = 256,
+    json: JsonOption = False, workspace: WorkspaceOption = None,
+) -> None:
+    """Chat in the terminal with one or several models at once; /clear forgets, /quit or Ctrl-D ends.
+
+    Example: sweetspot chat embedded last@pick alex --ask "Who are you?"
+    """
+    from core.chat.terminal import Conversation, TerminalSettings  # loads torch: only when somebody chats
+
+    settings = TerminalSettings(system, temperature, top_k, top_p, repetition_penalty, seed, max_new_tokens)
+    conversation = Conversation(Workspace.open(workspace), models, settings)
+    if json:
+        question = ask if ask is not None else typer.get_text_stream("stdin").read().strip()
+        print_json({"question": question, "answers": dict(zip(models, conversation.ask(question), strict=True))})
+    elif ask is not None:
+        conversation.ask_aloud(ask)
+    else:
+        conversation.talk()

@@ -1,0 +1,112 @@
+"""`sweetspot recipe ...`: presets, new recipes, what they say and how they differ."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from core.data.library import load_dataset
+from core.recipe.diff import diff_recipes
+from core.recipe.files import change_recipe, dump_recipe, find_recipe, presets, save_recipe
+from core.recipe.plan import plan_updates
+from core.recipe.schema import Recipe
+from core.train.create import check_disk, snapshot_bytes
+from core.workspace import Workspace
+from studio.terminal import JsonOption, WorkspaceOption, print_json, print_table, say
+
+app = typer.Typer(no_args_is_help=True, help="Recipes: presets, new ones, checks, differences.")
+DataOption = Annotated[str | None, typer.Option("--data", help="Dataset to use in every source.")]
+SetOption = Annotated[list[str], typer.Option("--set", help="Change a field, as in schedule.updates=48; may be repeated.")]
+
+
+@app.command("presets")
+def show_presets(json: JsonOption = False) -> None:
+    """List the recipes that come with Sweetspot.
+
+    Example: sweetspot recipe presets
+    """
+    found = presets()
+    if json:
+        print_json({"presets": [{"name": preset.name, "title": preset.recipe.title, "about": preset.about} for preset in found]})
+    else:
+        print_table(["name", "when to use it"], [[preset.name, preset.about] for preset in found])
+
+
+@app.command()
+def new(name: str, preset: Annotated[str, typer.Option("--from", help="Preset or recipe to start from.")] = "identity-lesson-cpu",
+        data: DataOption = None, set_: SetOption = [], json: JsonOption = False, workspace: WorkspaceOption = None) -> None:  # noqa: B006
+    """Write a recipe of your own, with every field explained in comments.
+
+    Example: sweetspot recipe new mine --from identity-lesson-cpu --data alex --set schedule.updates=48
+    """
+    place = Workspace.open(workspace)
+    recipe = adapted(find_recipe(place, preset), data, set_)
+    path = save_recipe(place, name, recipe)
+    if json:
+        print_json({"name": name, "path": str(path), "recipe": recipe.model_dump()})
+    else:
+        say(f"Written to {path}. Next: sweetspot recipe check {name}")
+
+
+@app.command()
+def check(name: str, data: DataOption = None, set_: SetOption = [], json: JsonOption = False,  # noqa: B006
+          workspace: WorkspaceOption = None) -> None:
+    """Say what a recipe will do before it does it: updates, snapshots, exposures per row, disk.
+
+    Example: sweetspot recipe check identity-lesson-cpu --data alex
+    """
+    place = Workspace.open(workspace)
+    recipe = adapted(find_recipe(place, name), data, set_)
+    rows = sum(len(load_dataset(place, source.dataset).rows(source.groups)) for source in recipe.data.sources)
+    plan = plan_updates(recipe, rows)
+    check_disk(place, recipe, plan)
+    one = snapshot_bytes(place, recipe)
+    if json:
+        print_json({"rows": rows, "updates": plan.updates, "snapshot_steps": plan.snapshot_steps, "warmup_updates": plan.warmup_updates,
+                    "exposures_per_row": plan.exposures_per_row, "snapshot_bytes": one})
+        return
+    say(f"{rows} rows, {plan.updates} updates of {recipe.schedule.effective_batch} rows: each row is seen {plan.exposures_per_row:.1f} times.")
+    say(f"Snapshots at {', '.join(map(str, plan.snapshot_steps))}; {one / 1e6:.0f} MB each, {one * len(plan.snapshot_steps) / 1e6:.0f} MB in all.")
+
+
+@app.command()
+def show(name: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Print a recipe with every field explained.
+
+    Example: sweetspot recipe show identity-lesson-cpu
+    """
+    recipe = find_recipe(Workspace.open(workspace), name)
+    if json:
+        print_json(recipe.model_dump())
+    else:
+        say(dump_recipe(recipe))
+
+
+@app.command()
+def diff(first: str, second: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Show the fields in which two recipes differ, and no others.
+
+    Example: sweetspot recipe diff identity-lesson-cpu identity-lesson-replay
+    """
+    place = Workspace.open(workspace)
+    changes = diff_recipes(find_recipe(place, first), find_recipe(place, second))
+    if json:
+        print_json({"changes": [list(change) for change in changes]})
+    elif not changes:
+        say("They say the same.")
+    else:
+        print_table(["field", first, second], [list(change) for change in changes])
+
+
+def adapted(recipe: Recipe, dataset: str | None, settings: list[str]) -> Recipe:
+    """A recipe with the command line's changes: `--data` for every source, then each `--set field=value`."""
+    changes: dict[str, object] = {}
+    if dataset:
+        changes |= {f"data.sources[{index}].dataset": dataset for index in range(len(recipe.data.sources))}
+    for setting in settings:
+        field, separator, value = setting.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"{setting!r} is not field=value", param_hint="--set")
+        changes[field.strip()] = value.strip()
+    return change_recipe(recipe, changes, "--set") if changes else recipe

@@ -1,0 +1,224 @@
+"""`sweetspot train | runs | run ... | judge | pick | merge`: trainings and what becomes of them."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import typer
+
+from core.errors import StudioError
+from core.jobs.folder import Job
+from core.jobs.launch import restart_job, start_job, stop_job
+from core.judge.verdict import Score, Verdict, choose_by_hand
+from core.lesson import judge_job_of, merge_job_of
+from core.recipe.files import find_recipe
+from core.runs import Run, find_run, list_runs
+from core.train.create import describe_resume, start_run
+from core.words import Text
+from core.workspace import Workspace, write_json
+from studio.commands.recipe import DataOption, SetOption, adapted
+from studio.tables import print_scores, print_verdict
+from studio.terminal import JsonOption, WorkspaceOption, ago, duration, follow, print_json, print_table, say
+
+run_app = typer.Typer(no_args_is_help=True, help="One run or job: show, follow, stop, resume, delete.")
+
+
+def train(recipe: Annotated[str, typer.Argument(help="A preset, a recipe of the workspace, or a YAML file.")], data: DataOption = None,
+          set_: SetOption = [], name: Annotated[str, typer.Option(help="Name of the run.")] = "",  # noqa: B006
+          wait: Annotated[bool, typer.Option(help="Follow it to its end; it runs by itself either way.")] = True,
+          json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Start a training as a process of its own.
+
+    Example: sweetspot train identity-lesson-cpu --data alex --set schedule.updates=24
+    """
+    place = Workspace.open(workspace)
+    run = start_run(place, adapted(find_recipe(place, recipe), data, set_), name)
+    if not json:
+        say(f"{run.id} runs by itself; closing this window does not stop it.")
+    if wait:
+        follow(run, is_silent=json)
+    _print_run(run, json)
+
+
+def show_runs(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """List the runs, newest first.
+
+    Example: sweetspot runs
+    """
+    runs = list_runs(Workspace.open(workspace))
+    if json:
+        print_json({"runs": [_summary(run) for run in runs]})
+    elif not runs:
+        say("No runs yet. Begin with: sweetspot lesson --name Alex")
+    else:
+        print_table(["run", "state", "update", "snapshots", "verdict", "pick", "started"], [
+            [entry["run"], entry["state"], f"{entry['update']}/{entry['updates']}", len(entry["checkpoints"]), entry["verdict"],
+             entry["pick"], ago(entry["created"])] for entry in map(_summary, runs)])
+
+
+def _summary(run: Run) -> dict:
+    state, verdict = run.state(), run.verdict()
+    return {"run": run.id, "state": state.state, "update": state.progress.done, "updates": run.spec()["updates"],
+            "checkpoints": [checkpoint.step for checkpoint in run.checkpoints()], "verdict": verdict["verdict"] if verdict else None,
+            "pick": verdict["pick"]["step"] if verdict else None, "created": state.created,
+            "problem": str(Text.from_json(state.problem)) if state.problem else None,
+            "hint": str(Text.from_json(state.hint)) if state.hint else None}
+
+
+def _print_run(run: Run, json: bool) -> None:
+    summary = _summary(run)
+    if json:
+        print_json(summary)
+        return
+    state = run.state()
+    say(f"{run.id}: {summary['state']}, {summary['update']} of {summary['updates']} updates, "
+        f"snapshots {', '.join(map(str, summary['checkpoints'])) or '-'}")
+    if state.state == "running":
+        say(f"about {duration(state.progress.seconds_left)} left")
+    if summary["problem"]:
+        say(f"problem: {summary['problem']}\nhint: {summary['hint']}")
+    if run.scores():
+        print_scores(run)
+        print_verdict(run)
+
+
+@run_app.command()
+def show(run: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Show how a run stands, its scores and its verdict.
+
+    Example: sweetspot run show last
+    """
+    _print_run(find_run(Workspace.open(workspace), run), json)
+
+
+@run_app.command("follow")
+def follow_job(job: str, workspace: WorkspaceOption = None) -> None:
+    """Follow a run or job until it ends.
+
+    Example: sweetspot run follow last
+    """
+    found = _find_job(Workspace.open(workspace), job)
+    state = follow(found)
+    say(f"{found.id}: {state.state}")
+
+
+@run_app.command()
+def stop(job: str, grace: Annotated[float, typer.Option(help="Seconds it may take to save and end by itself.")] = 60.0,
+         json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Stop a run or job; a training saves a snapshot first.
+
+    Example: sweetspot run stop last
+    """
+    found = _find_job(Workspace.open(workspace), job)
+    state = stop_job(found, grace)
+    if json:
+        print_json({"job": found.id, "state": state.state})
+    else:
+        say(f"{found.id}: {state.state}")
+
+
+@run_app.command()
+def resume(run: str, wait: bool = True, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Go on with a run that was stopped or killed, from its last saved step.
+
+    Example: sweetspot run resume last
+    """
+    found = find_run(Workspace.open(workspace), run)
+    if found.state().is_active:
+        raise StudioError("The run {run} is still running.", "Follow it with `sweetspot run follow {run}`.", run=found.id)
+    if found.state().state == "finished":
+        raise StudioError("The run {run} has finished; there is nothing to go on with.", "Start a new run with more updates.", run=found.id)
+    if not json:
+        say(f"{found.id} goes on after update {describe_resume(found)}.")
+    restart_job(found)
+    if wait:
+        follow(found, is_silent=json)
+    _print_run(found, json)
+
+
+@run_app.command()
+def delete(run: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, workspace: WorkspaceOption = None) -> None:
+    """Delete a run with all its checkpoints.
+
+    Example: sweetspot run delete last --yes
+    """
+    found = find_run(Workspace.open(workspace), run)
+    if found.state().is_active:
+        raise StudioError("The run {run} is still running.", "Stop it first with `sweetspot run stop {run}`.", run=found.id)
+    size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
+    if not yes:
+        typer.confirm(f"Delete {found.id} ({size / 1e6:.0f} MB)?", abort=True)
+    shutil.rmtree(found.folder)
+    say(f"Deleted {found.id}; {size / 1e6:.0f} MB are free again.")
+
+
+def judge(run: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Ask every snapshot of a run the probes, score the answers, and choose.
+
+    Example: sweetspot judge last
+    """
+    place = Workspace.open(workspace)
+    found = find_run(place, run)
+    job = judge_job_of(place, found)
+    start_job(job)
+    follow(job, is_silent=json)
+    if json:
+        print_json({"run": found.id, "verdict": found.verdict(), "scores": found.scores()})
+    else:
+        print_scores(found)
+        print_verdict(found)
+
+
+def pick(run: str, step: Annotated[int | None, typer.Option(help="Overrule the verdict with this step.")] = None,
+         json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Show the picked checkpoint of a judged run, or pick another by hand.
+
+    Example: sweetspot pick last --step 12
+    """
+    found = find_run(Workspace.open(workspace), run)
+    written = found.verdict()
+    if written is None:
+        raise StudioError("The run {run} is not judged yet.", "Run `sweetspot judge {run}` first.", run=found.id)
+    verdict = Verdict.model_validate(written)
+    if step is not None:
+        scores = [Score.model_validate(score) for score in found.scores()]
+        verdict = choose_by_hand(verdict, scores, step)
+        write_json(found.folder / "verdict.json", verdict.model_dump())
+    if json:
+        print_json(verdict.model_dump())
+    else:
+        print_verdict(found)
+        say(f"Merge it: sweetspot merge {found.id}@pick NAME")
+
+
+def merge(model: Annotated[str, typer.Argument(help="RUN@STEP, RUN@pick or RUN@last; *0.5 for half strength.")],
+          name: Annotated[str, typer.Argument(help="Name of the merged model.")],
+          dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+          json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Merge an adapter into its base model and check that the result answers as the adapter does.
+
+    Example: sweetspot merge last@pick alex
+    """
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise typer.BadParameter("auto, float32, bfloat16 or float16", param_hint="--dtype")
+    place = Workspace.open(workspace)
+    job = merge_job_of(place, model, name, dtype)
+    start_job(job)
+    state = follow(job, is_silent=json)
+    report = state.result or {}
+    if json:
+        print_json(report)
+    elif report:
+        check = report["verification"]
+        say(f"models/{name}: {check['answers_compared']} answers compared, {len(check['differences'])} differ; logits within "
+            f"{check['max_logit_difference']:.1e}; {check['tensors_changed']} tensors changed.")
+        say(f"Chat with it: sweetspot chat embedded {model} {name}")
+
+
+def _find_job(place: Workspace, name: str) -> Job:
+    """A run by any of its names, or another job by its id."""
+    folder = place.jobs / name
+    if (folder / "spec.json").exists() and folder.parent == place.jobs:
+        return Job(folder)
+    return find_run(place, name)

@@ -1,0 +1,55 @@
+"""Every word of the pages, by key, in `en/*.yaml` and `zh/*.yaml`; the file's name is the first part of the key."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+import yaml
+
+from core.errors import StudioError
+from core.words import LANGUAGES, Text
+from studio.session import LANGUAGE
+
+_FOLDER = Path(__file__).parent
+_MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_{}[]()<>#+-.!|~$:"})
+
+
+@cache
+def words(language: str) -> dict[str, str]:
+    """Key -> text of one language, as `home.title`."""
+    return {f"{path.stem}.{key}": text for path in sorted((_FOLDER / language).glob("*.yaml"))
+            for key, text in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+
+
+def language() -> str:
+    """The language of this session: `en` or `zh`."""
+    chosen = st.session_state.get(LANGUAGE)
+    return chosen if chosen in LANGUAGES else "en"
+
+
+def t(key: str, **values: Any) -> str:
+    """The text of `key` with its `{values}`; values are shown as they are, never as markup."""
+    return words(language())[key].format(**{name: plain(value) for name, value in values.items()})
+
+
+def say(text: Text | dict[str, Any]) -> str:
+    """A sentence from the core in this session's language, safe to show as markdown."""
+    return plain((Text.from_json(text) if isinstance(text, dict) else text).to(language()))
+
+
+def say_plainly(text: Text | dict[str, Any]) -> str:
+    """The same for places that show plain text, such as a table cell or a widget's value."""
+    return (Text.from_json(text) if isinstance(text, dict) else text).to(language())
+
+
+def plain(value: Any) -> str:
+    """Text that a user, a model or a file wrote, so that markdown shows it and does nothing with it."""
+    return str(value).translate(_MARKDOWN) if isinstance(value, str) else str(value)
+
+
+def explain(error: StudioError) -> str:
+    """Problem and way out of an error, as markdown."""
+    return f"{say(error.problem)}\n\n{say(error.hint)}"

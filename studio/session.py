@@ -1,0 +1,11 @@
+"""Names of the session keys, each once. Widgets of a page use `<page>_<thing>`; these are shared between pages.
+
+Nothing here is the truth: that lies in the workspace. A lost session costs a user the place on the page, no work.
+"""
+
+from __future__ import annotations
+
+LANGUAGE = "language"
+RUN = "run"  # also a query parameter: the run a page is about
+DATASET = "dataset"
+RECIPE = "recipe"
