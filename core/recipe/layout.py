@@ -182,8 +182,9 @@ def _edit_value(
     if _is_sections(new) and isinstance(node, SequenceNode) and not node.flow_style:
         replacement = _block_list(new, " " * node.start_mark.column)
     else:
-        # A block list that becomes a single word stands on a line of its own, which YAML allows.
-        replacement = inline(new)
+        # A block list that becomes a word stands on its own line, which must be further in than its key.
+        is_at_key = key is not None and node.start_mark.column <= key.start_mark.column
+        replacement = ("  " if is_at_key else "") + inline(new)
     edits.append(_Edit(start, False, 0, end, replacement + ending))
 
 
