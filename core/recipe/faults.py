@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +100,7 @@ def explain(error: ValidationError, document: Document | None, name: str) -> Rec
             problem, way_out = _words(found, path)
             faults[path] = Fault(path, document.line_of(path) if document else None, problem, way_out)
     # Where a field takes a word or a list, pydantic reports a wrong item and also that a list is no word.
-    innermost = [
-        fault
-        for path, fault in faults.items()
-        if not any(path == other[: len(path)] != other for other in faults)
-    ]
+    innermost = [fault for path, fault in faults.items() if not any(path == other[: len(path)] != other for other in faults)]
     ordered = sorted(innermost, key=lambda fault: fault.line or 0)
     first = ordered[0]
     return RecipeError.from_texts(
@@ -134,8 +131,15 @@ def _owner(path: Path) -> tuple[type[Section], str]:
     owner: type[Section] = Recipe
     names = [part for part in path if isinstance(part, str)]
     for name in names[:-1]:
-        owner = section_type(owner, name) or item_type(owner, name) or owner
+        if name in owner.model_fields:
+            owner = section_type(owner, name) or item_type(owner, name) or owner
     return owner, names[-1]
+
+
+def kinds_at(field: str) -> set[Any]:
+    """The plain types that the field at a dotted path takes; empty when there is no such field."""
+    owner, name = _owner(tuple(re.findall(r"[^.\[\]]+", re.sub(r"\[\d+\]", "", field))) or ("",))
+    return set(value_types(owner, name)) if name in owner.model_fields else set()
 
 
 def _words(found: dict[str, Any], path: Path) -> tuple[Text, Text]:
@@ -145,19 +149,14 @@ def _words(found: dict[str, Any], path: Path) -> tuple[Text, Text]:
     if kind == "two_lengths":
         return (
             Text("schedule.updates and schedule.epochs are both given."),
-            Text(
-                "Delete one of the two: updates counts changes of the weights, "
-                "epochs counts passes over the rows."
-            ),
+            Text("Delete one of the two: updates counts changes of the weights, epochs counts passes over the rows."),
         )
     if kind == "no_length":
         return (Text("The schedule has no length."), Text("Give schedule.updates or schedule.epochs."))
     owner, name = _owner(path)
     about = setting_of(owner, name)
     if kind == "missing":
-        return Text("{field} is missing.", field=field), Text(
-            "Add a line `{name}: …`. {help}", name=name, help=about.help
-        )
+        return Text("{field} is missing.", field=field), Text("Add a line `{name}: …`. {help}", name=name, help=about.help)
     if kind == "nothing_given":
         return (
             Text("{field} is empty.", field=field),
@@ -205,19 +204,13 @@ def _nearest(path: Path, key: str, owner: type[Section]) -> str | None:
     return whole[0] if whole else None
 
 
-def _out_of_range(
-    field: str, value: Any, owner: type[Section], name: str, about: Setting
-) -> tuple[Text, Text]:
-    problem = Text(
-        "{field} is {value}; the range is {range}.", field=field, value=plain_number(value), range=about.range
-    )
+def _out_of_range(field: str, value: Any, owner: type[Section], name: str, about: Setting) -> tuple[Text, Text]:
+    problem = Text("{field} is {value}; the range is {range}.", field=field, value=plain_number(value), range=about.range)
     if about.choices:
         return problem, Text("{choices}.", choices=_joined(about))
     default = owner.model_fields[name].default
     if isinstance(default, (int, float)):
-        return problem, Text(
-            "The default is {default}. {help}", default=plain_number(default), help=about.help
-        )
+        return problem, Text("The default is {default}. {help}", default=plain_number(default), help=about.help)
     return problem, about.help
 
 
@@ -245,15 +238,11 @@ def _joined(about: Setting) -> Text:
     return joined
 
 
-def _wrong_type(
-    field: str, value: Any, owner: type[Section], name: str, about: Setting, in_list: bool
-) -> tuple[Text, Text]:
+def _wrong_type(field: str, value: Any, owner: type[Section], name: str, about: Setting, in_list: bool) -> tuple[Text, Text]:
     kinds = value_types(owner, name)
     item = item_type(owner, name)
     expected = Text("text") if in_list and item is None else _expected(owner, name, about, in_list)
-    problem = Text(
-        "{field} must be {expected}, not {found}.", field=field, expected=expected, found=_describe(value)
-    )
+    problem = Text("{field} must be {expected}, not {found}.", field=field, expected=expected, found=_describe(value))
     if item is not None:
         return problem, Text("Write each one as `- dataset: NAME`.")
     if isinstance(value, str) and _is_number(value) and (int in kinds or float in kinds):
@@ -265,9 +254,7 @@ def _wrong_type(
     if about.choices:
         return problem, Text("{choices}.", choices=_joined(about))
     if (str in kinds or in_list) and isinstance(value, (int, float, bool)):
-        return problem, Text(
-            'Put it in quotes: "{value}".', value=str(value).lower() if isinstance(value, bool) else value
-        )
+        return problem, Text('Put it in quotes: "{value}".', value=str(value).lower() if isinstance(value, bool) else value)
     if list in kinds and isinstance(value, str):
         return problem, Text("Write it as a list: [{value}].", value=value[:_LONGEST_SHOWN])
     return problem, Text("{name}: {meaning}", name=about.label, meaning=about.help)
@@ -296,9 +283,7 @@ def _describe(value: Any) -> Text:
     if isinstance(value, bool):
         return Text("{value}", value=str(value).lower())
     if isinstance(value, (int, float)):
-        return Text(
-            "the number {value}", value=repr(value) if isinstance(value, float) else plain_number(value)
-        )
+        return Text("the number {value}", value=repr(value) if isinstance(value, float) else plain_number(value))
     if isinstance(value, str):
         return Text("the text {value}", value=_shown(value))
     return Text("a list") if isinstance(value, (list, tuple)) else Text("a section")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from core.errors import StudioError
 from core.recipe.document import LARGEST_BYTES, RecipeError, read_document
-from core.recipe.faults import explain
+from core.recipe.faults import explain, kinds_at
 from core.recipe.layout import commented_yaml, edited_text
 from core.recipe.schema import Recipe
 from core.words import Text
@@ -25,15 +25,19 @@ _PRESETS = Path(__file__).parent / "presets"
 _ABOUT_PRESETS = {
     "identity-lesson-cpu": (
         Text("Identity lesson on a processor"),
-        Text("Teaches the embedded model a new identity on two processor cores, in minutes, and goes on "
-             "past the point where it answers everything with that identity. Use it to see what "
-             "overfitting looks like and to pick the checkpoint before it."),
+        Text(
+            "Teaches the embedded model a new identity on two processor cores, in minutes, and goes on "
+            "past the point where it answers everything with that identity. Use it to see what "
+            "overfitting looks like and to pick the checkpoint before it."
+        ),
     ),
     "identity-lesson-replay": (
         Text("Identity lesson with the model's own answers mixed in"),
-        Text("The identity lesson with a remedy: half of every update are the model's own answers to "
-             "other questions, among them questions that only look like identity ones. Use it when the "
-             "model must learn its name and stay itself."),
+        Text(
+            "The identity lesson with a remedy: half of every update are the model's own answers to "
+            "other questions, among them questions that only look like identity ones. Use it when the "
+            "model must learn its name and stay itself."
+        ),
     ),
 }
 
@@ -55,6 +59,11 @@ class Preset:
     when: Text
     recipe: Recipe
     text: str
+
+    @property
+    def summary(self) -> str:
+        """When to use it, in English, for a terminal and for JSON."""
+        return str(self.when)
 
 
 def parse_recipe(text: str, name: str) -> Recipe:
@@ -85,14 +94,16 @@ def build_recipe(data: Mapping[str, Any], name: str = "recipe") -> Recipe:
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any], name: str = "recipe") -> Recipe:
     """A recipe with some fields changed, as in `{"schedule.updates": 48, "data.sources[0].dataset": "alex"}`.
 
-    Setting one of `schedule.updates` and `schedule.epochs` unsets the other.
+    Setting one of `schedule.updates` and `schedule.epochs` unsets the other. A text for a field that takes no text is
+    read as YAML, as it comes from a command line: "48", "1e-4", "[near, general]", "null".
 
     Raises:
         RecipeError: a field does not exist, or its value is not allowed.
     """
     data = recipe.model_dump()
-    for path, value in changes.items():
-        *parents, last = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", path)]
+    for path, given in changes.items():
+        value = _typed(path, given, name)
+        *parents, last = [int(part) if part.isdecimal() else part for part in re.findall(r"[^.\[\]]+", path) or [""]]
         place: Any = data
         try:
             for part in parents:
@@ -111,6 +122,13 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any], name: str = "recip
         if other and value is not None and f"schedule.{other}" not in changes:
             data["schedule"][other] = None
     return build_recipe(data, name)
+
+
+def _typed(path: str, value: Any, name: str) -> Any:
+    """`value`, read as YAML when it is a text and the field at `path` takes something else."""
+    if not isinstance(value, str) or path.endswith("]") or str in (kinds := kinds_at(path)):
+        return value
+    return read_document(f"value: {value}", name).data["value"] if {int, float, bool, list} & kinds else value
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -184,9 +202,7 @@ def dump_recipe(recipe: Recipe, previous_text: str | None = None, language: str 
     return commented_yaml(recipe, language)
 
 
-def save_recipe(
-    workspace: Workspace, name: str, recipe: Recipe, *, replace: bool = True, language: str = "en"
-) -> Path:
+def save_recipe(workspace: Workspace, name: str, recipe: Recipe, *, replace: bool = True, language: str = "en") -> Path:
     """Write the recipe to `recipes/<name>.yaml`, keeping the comments of a file that is there already.
 
     Args:
@@ -282,9 +298,7 @@ def recipe_path(workspace: Workspace, ref: str) -> Path:
             path=ref,
         )
     if guess:
-        raise StudioError(
-            "There is no recipe called {name}.", "Did you mean {guess}?", name=ref, guess=guess[0]
-        )
+        raise StudioError("There is no recipe called {name}.", "Did you mean {guess}?", name=ref, guess=guess[0])
     raise StudioError(
         "There is no recipe called {name}.",
         "`sweetspot recipe presets` lists what you can start from.",

@@ -142,8 +142,35 @@ def test_change_recipe_checks_like_a_file() -> None:
         {"data.sources[4].weight": 1.0},
         {"title.x": 1},
         {"schedule.updates": 3, "schedule.epochs": 2.0},
-        {"schedule.seed": "3"},
+        {"schedule.seed": "three"},
     ):
+        with pytest.raises(RecipeError):
+            change_recipe(Recipe(), wrong)
+
+
+def test_change_recipe_reads_what_a_command_line_gives() -> None:
+    recipe = change_recipe(
+        Recipe(),
+        {
+            "title": "12",
+            "schedule.learning_rate": "1e-4",
+            "schedule.epochs": "2",
+            "method.dora": "true",
+            "method.targets": "[q_proj, v_proj]",
+            "data.sources[0].groups": "[near, general]",
+            "device.micro_batch": "null",
+            "device.checkpointing": "on",
+            "early_stop.on_alert": "off",
+        },
+    )
+    assert (recipe.title, recipe.schedule.learning_rate, recipe.schedule.epochs) == ("12", 1e-4, 2)
+    assert (recipe.schedule.updates, recipe.method.dora, recipe.device.micro_batch) == (None, True, None)
+    assert recipe.method.targets == ["q_proj", "v_proj"]
+    assert recipe.data.sources[0].groups == ["near", "general"]
+    assert (recipe.device.checkpointing, recipe.early_stop.on_alert) == ("on", "off")
+    with pytest.raises(RecipeError, match="--set: schedule.updates must be a number"):
+        change_recipe(Recipe(), {"schedule.updates": "many"}, "--set")
+    for wrong in ({"": "3"}, {"schedule.updates": "!!python/name:os.system x"}, {"schedule.updates": "[1"}):
         with pytest.raises(RecipeError):
             change_recipe(Recipe(), wrong)
 
