@@ -285,9 +285,9 @@ def recipe_path(workspace: Workspace, ref: str) -> Path:
     is_path = "/" in ref or "\\" in ref or ref.startswith("~") or ref.lower().endswith((".yaml", ".yml"))
     if not is_path:
         for folder in (workspace.recipes, _PRESETS):
-            if (folder / f"{ref}.yaml").is_file():
+            if _is_file(folder / f"{ref}.yaml"):
                 return folder / f"{ref}.yaml"
-    elif Path(ref).expanduser().is_file():
+    elif _is_file(Path(ref).expanduser()):
         return Path(ref).expanduser()
     known = [*list_recipes(workspace), *(preset.name for preset in presets())]
     guess = difflib.get_close_matches(Path(ref).stem if is_path else ref, known, 1, 0.5)
@@ -304,3 +304,10 @@ def recipe_path(workspace: Workspace, ref: str) -> Path:
         "`sweetspot recipe presets` lists what you can start from.",
         name=ref,
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system takes
+        return False

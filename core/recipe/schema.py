@@ -319,30 +319,11 @@ class DeviceSection(Section):
         maximum=65_536,
         level="expert",
     )
-    checkpointing: Literal["auto", "on", "off"] = setting(
-        "auto",
+    checkpointing: Literal["on", "off"] = setting(
+        "off",
         Text("Recompute activations"),
         Text("Saves memory and costs about a third more time."),
-        choices=(("auto", Text("only if it would not fit otherwise")), ("on", Text("always")),
-                 ("off", Text("never"))),
-        level="expert",
-    )
-    deepspeed_stage: int = setting(
-        0,
-        Text("DeepSpeed stage"),
-        Text("What several GPUs share out among them. On one GPU it saves nothing and its buffers take "
-             "extra memory."),
-        minimum=0,
-        maximum=3,
-        choices=((0, Text("without DeepSpeed")), (1, Text("optimizer state")), (2, Text("and gradients")),
-                 (3, Text("and the weights"))),
-        level="expert",
-    )
-    offload: bool = setting(
-        False,
-        Text("Offload to main memory"),
-        Text("Keeps optimizer state, and weights in stage 3, outside the GPU; much slower."),
-        shown_if=("device.deepspeed_stage", (2, 3)),
+        choices=(("on", Text("less memory, slower")), ("off", Text("more memory, faster"))),
         level="expert",
     )
 
@@ -350,12 +331,11 @@ class DeviceSection(Section):
 class EarlyStopSection(Section):
     """What happens when a run collapses while you are away."""
 
-    on_alert: Literal["off", "save", "stop"] = setting(
+    on_alert: Literal["off", "stop"] = setting(
         "off",
         Text("On collapse"),
         Text("What to do when the answers during training show that the model forgets."),
-        choices=(("off", Text("carry on")), ("save", Text("save an extra snapshot and carry on")),
-                 ("stop", Text("save a snapshot and stop"))),
+        choices=(("off", Text("carry on")), ("stop", Text("save a snapshot and stop"))),
     )
 
 

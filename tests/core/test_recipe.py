@@ -128,9 +128,10 @@ def test_diff_lists_changed_fields_only() -> None:
         ("data.sources[1]", None, {"dataset": "identity", "groups": ["near", "general"], "weight": 1.0}),
         ("schedule.effective_batch", 4, 8),
     ]
-    assert diff_recipes(
-        a, change_recipe(a, {"data.sources[0].weight": 2.0, "method.targets": ["q_proj"]})
-    ) == [("method.targets", "all-linear", ["q_proj"]), ("data.sources[0].weight", 1.0, 2.0)]
+    assert diff_recipes(a, change_recipe(a, {"data.sources[0].weight": 2.0, "method.targets": ["q_proj"]})) == [
+        ("method.targets", "all-linear", ["q_proj"]),
+        ("data.sources[0].weight", 1.0, 2.0),
+    ]
 
 
 def test_change_recipe_checks_like_a_file() -> None:
@@ -256,7 +257,7 @@ def test_find_recipe_by_name_preset_or_path(workspace: Workspace, tmp_path: Path
     with pytest.raises(StudioError) as caught:
         find_recipe(workspace, "identity-leson-cpu")
     assert str(caught.value.hint) == "Did you mean identity-lesson-cpu?"
-    for unknown in ("nothing-like-it", "../x", "x/y.yaml", "", "~/none.yml", "a\x00b"):
+    for unknown in ("nothing-like-it", "../x", "x/y.yaml", "", "~/none.yml", "a\x00b", "a" * 300, "a/" + "b" * 300):
         with pytest.raises(StudioError):
             find_recipe(workspace, unknown)
     with pytest.raises(StudioError, match="no preset"):
