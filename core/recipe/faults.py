@@ -32,7 +32,6 @@ CALLED_HERE = {
     "per_device_train_batch_size": "device.micro_batch",
     "micro_batch_size": "device.micro_batch",
     "gradient_checkpointing": "device.checkpointing",
-    "deepspeed": "device.deepspeed_stage",
     "max_epochs": "schedule.epochs",
     "num_train_epochs": "schedule.epochs",
     "num_epochs": "schedule.epochs",

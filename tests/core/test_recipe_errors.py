@@ -124,13 +124,6 @@ WRONG = {
         "is -1",
         "default is 1",
     ),
-    "stage": (
-        "device:\n  deepspeed_stage: 4",
-        2,
-        "device.deepspeed_stage",
-        "is 4; the range is 0 to 3.",
-        "0: without DeepSpeed",
-    ),
     "near a choice": (
         "model:\n  dtype: bf16",
         2,
@@ -143,7 +136,7 @@ WRONG = {
         "early_stop:\n  on_alert: false",
         2,
         "early_stop.on_alert",
-        "off, save, stop, not false",
+        "off, stop, not false",
         "off: carry on",
     ),
     "both lengths": (
