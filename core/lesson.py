@@ -12,8 +12,10 @@ from typing import Any
 
 from core.data.persona import Persona, replay_prompts
 from core.data.store import free_name, replay_job_of, save_persona
+from core.jobs.active import newest_job
 from core.jobs.folder import Job, JobState, create_job, new_job_id
 from core.jobs.launch import restart_job, start_job, wait_for_job
+from core.jobs.once import one_at_a_time
 from core.jobs.worker import Recorder
 from core.judge.verdict import Verdict
 from core.machine import device_name
@@ -49,6 +51,27 @@ def start_lesson(workspace: Workspace, persona: Persona, remedy: bool = False) -
     write_json(job.folder / "lesson.json", {"parts": {part: {"state": "waiting"} for part in parts}})
     start_job(job)
     return job
+
+
+def start_lesson_once(workspace: Workspace, persona: Persona, remedy: bool = False) -> Job:
+    """Start the lesson, or give the one that is under way: two clicks are one lesson."""
+    with one_at_a_time(workspace, "lesson"):
+        known = newest_lesson(workspace)
+        if known is not None and known.state().is_active:
+            return known
+        return start_lesson(workspace, persona, remedy)
+
+
+def resume_lesson(workspace: Workspace, job: Job) -> None:
+    """Go on with a lesson that was stopped or failed, with the part it was in; nothing happens to one under way."""
+    with one_at_a_time(workspace, "lesson"):
+        if not job.state().is_active:
+            restart_job(job)
+
+
+def newest_lesson(workspace: Workspace) -> Job | None:
+    """The lesson that was started last, whatever has become of it."""
+    return newest_job(workspace, "lesson")
 
 
 def lesson_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -99,8 +98,6 @@ def diagnose(workspace: Workspace) -> list[Finding]:
     findings.append(_bad("error", Text("missing packages: {names}", names=", ".join(missing)), Text("Run `make setup`."))
                     if missing else _ok(Text("all packages are installed")))
     findings.append(_model_finding(workspace))
-    if sys.version_info < (3, 11):
-        findings.append(_bad("error", Text("Python {version} is too old", version=machine.python), Text("Install Python 3.11 or newer.")))
     if machine.disk_free_bytes < _LOW_DISK_BYTES:
         findings.append(_bad("warning", Text("only {free} GB of disk are free", free=round(machine.disk_free_bytes / 1e9, 1)),
                              Text("Delete runs you no longer need, or set SWEETSPOT_HOME to a larger disk.")))

@@ -45,6 +45,10 @@ class Run(Job):
         by_update = {record["update"]: record for record in read_jsonl(self.folder / "metrics.jsonl")}
         return [by_update[update] for update in sorted(by_update)]
 
+    def watch(self) -> list[dict[str, Any]]:
+        """What the look-ins at the snapshots saw, ascending: `update`, `hijack`, `level`, `answers`."""
+        return read_jsonl(self.folder / "watch.jsonl")
+
     def checkpoints(self) -> list[Checkpoint]:
         """Saved steps, ascending, without step 0."""
         folders = (self.folder / "checkpoints").glob("[0-9]*")

@@ -5,7 +5,7 @@ Scoring, the merge check, the side-by-side answers and the terminal chat all dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,8 +85,13 @@ class Engine:
         return answers
 
     @torch.inference_mode()
-    def stream(self, rows: Sequence[Row], max_new_tokens: int, sampling: Sampling = Sampling()) -> Iterator[list[tuple[int, int]]]:
-        """Decode all rows in one batch; yields at each step the new (row, token) pairs, end tokens included."""
+    def stream(self, rows: Sequence[Row], max_new_tokens: int, sampling: Sampling = Sampling(),
+               stopped: Collection[int] = ()) -> Iterator[list[tuple[int, int]]]:
+        """Decode all rows in one batch; yields at each step the new (row, token) pairs, end tokens included.
+
+        Args:
+            stopped: rows that shall end now; looked at after every step, so the caller may add to it.
+        """
         order = sorted(range(len(rows)), key=lambda index: rows[index].slot)
         slots = torch.tensor([rows[index].slot for index in order], device=self.device)
         live = torch.tensor(order, device=self.device)
@@ -94,9 +99,10 @@ class Engine:
         logits, cache, mask, position = self._read_prompts([rows[index].prompt for index in order], slots)
         for _ in range(max_new_tokens):
             tokens = choose(logits)
-            active = live >= 0
             yield [(row, token) for row, token in zip(live.tolist(), tokens.tolist(), strict=True) if row >= 0]
             live = torch.where(torch.isin(tokens, self.end_ids), -1, live)
+            if stopped:
+                live = torch.where(torch.isin(live, torch.tensor(sorted(stopped), device=self.device)), -1, live)
             active = live >= 0
             if not bool(active.any()):
                 return

@@ -148,3 +148,11 @@ def stack_adapters(model: PreTrainedModel, adapters: Sequence[Adapter]) -> Routi
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, StackedLinear(linear, a, b, routing))
     return routing
+
+
+def unstack_adapters(model: PreTrainedModel) -> None:
+    """Take all adapters out of `model` again, in place: the base's own layers, untouched, are what stays."""
+    stacked = [(name, module) for name, module in model.named_modules() if isinstance(module, StackedLinear)]
+    for name, module in stacked:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module.base)

@@ -52,9 +52,11 @@ class Voices:
             writers = [_Writer(self.encoders[index]) for index in members]
             for step in engine.stream(rows, max_new_tokens, sampling):
                 for row, token in step:
-                    piece = writers[row].add(token)
-                    if piece:
+                    if piece := writers[row].add(token):
                         yield members[row], piece
+            for index, writer in zip(members, writers, strict=True):
+                if rest := writer.rest():
+                    yield index, rest
 
 
 class _Writer:
@@ -70,3 +72,7 @@ class _Writer:
             return ""
         piece, self.shown = text[len(self.shown):], text
         return piece
+
+    def rest(self) -> str:
+        """What was held back for a character that never became whole."""
+        return self.encoder.decode(self.ids)[len(self.shown):]

@@ -34,6 +34,8 @@ def has_phrase(text: str, phrase: str) -> bool:
 def rouge_l(candidate: str, reference: str) -> float:
     """ROUGE-L F1 (Lin 2004): harmonic mean of LCS / len(candidate) and LCS / len(reference), in words. 0..1, 1 = same words."""
     first, second = words(candidate), words(reference)
+    if first == second:
+        return 1.0
     common = _longest_common_subsequence(first, second)
     return 2 * common / (len(first) + len(second)) if common else 0.0
 
@@ -102,7 +104,8 @@ def change(answers: Sequence[str], base_answers: Sequence[str]) -> float:
 
 def length_ratio(answers: Sequence[str], base_answers: Sequence[str]) -> float:
     """Words of the checkpoint's answers / words of the base's; near 1 is healthy."""
-    return sum(len(words(answer)) for answer in answers) / max(1, sum(len(words(answer)) for answer in base_answers))
+    own, base = (sum(len(words(answer)) for answer in texts) for texts in (answers, base_answers))
+    return own / base if base else 1.0 + own
 
 
 def self_bleu(answers: Sequence[str]) -> float:

@@ -13,8 +13,8 @@ Probe = dict[str, Any]
 
 
 def training_answers(dataset: Dataset) -> list[str]:
-    """T: the distinct last answers of the identity rows."""
-    rows = dataset.rows([IDENTITY])
+    """T: the distinct last answers of the identity rows; none in a dataset without such rows."""
+    rows = [row for row in dataset.rows() if row.get("group") == IDENTITY]
     return list(dict.fromkeys(row["messages"][-1]["content"] for row in rows if row["messages"][-1]["role"] == "assistant"))
 
 

@@ -64,31 +64,26 @@ def verify_merge(base: Path, adapter: Adapter, merged: Path, probes: Sequence[di
     encoder, merged_encoder = Encoder.from_folder(base, system), Encoder.from_folder(merged, system)
     prompts = [encoder.encode_prompt(probe["messages"]) for probe in probes]
     merged_prompts = [merged_encoder.encode_prompt(probe["messages"]) for probe in probes]
-    before = _answers_and_logits(base, adapter, encoder, prompts, max_new_tokens, dtype, device)
-    after = _answers_and_logits(merged, Adapter("merged"), merged_encoder, merged_prompts, max_new_tokens, dtype, device,
-                                forced=before[0])
+    adapter_engine = Engine.load(base, [adapter], encoder.end_ids, encoder.pad_id(), getattr(torch, dtype), device)
+    answers = _greedy(adapter_engine, prompts, max_new_tokens)
+    read_over = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)][:_LOGIT_PROBES]
+    logits = [adapter_engine.logits(0, ids).cpu() for ids in read_over]
+    del adapter_engine  # one copy of the weights in memory at a time
+    merged_engine = Engine.load(merged, [Adapter("merged")], merged_encoder.end_ids, merged_encoder.pad_id(), getattr(torch, dtype), device)
+    merged_answers = _greedy(merged_engine, merged_prompts, max_new_tokens)
+    furthest = max(float((merged_engine.logits(0, ids).cpu() - before).abs().max()) for ids, before in zip(read_over, logits, strict=True))
     differences = [
         {"question": probe["messages"][-1]["content"], "adapter": encoder.decode(first), "merged": encoder.decode(second)}
-        for probe, first, second in zip(probes, before[0], after[0], strict=True) if first != second]
+        for probe, first, second in zip(probes, answers, merged_answers, strict=True) if first != second]
     changed = changed_tensors(base, merged)
     return Verification(
         same_answers=not differences, answers_compared=len(probes), differences=differences,
-        max_logit_difference=max(float((first - second).abs().max()) for first, second in zip(before[1], after[1], strict=True)),
+        max_logit_difference=furthest,
         logit_tolerance=LOGIT_TOLERANCE[dtype], tensors_changed=changed, tensors_expected=expected_changes,
         same_template=same_templates(base, merged),
         same_prompt_ids=[hash_ids(ids) for ids in prompts] == [hash_ids(ids) for ids in merged_prompts],
         differs_from_base=changed > 0)
 
 
-def _answers_and_logits(folder: Path, adapter: Adapter, encoder: Encoder, prompts: list[list[int]], max_new_tokens: int,
-                        dtype: str, device: str, forced: list[list[int]] | None = None) -> tuple[list[list[int]], list[torch.Tensor]]:
-    """Greedy answers to all prompts, and the logits over the first few prompts with their answers.
-
-    Args:
-        forced: answers to read the logits over, so that both models are read over the same ids; None takes the own ones.
-    """
-    engine = Engine.load(folder, [adapter], encoder.end_ids, encoder.pad_id(), getattr(torch, dtype), device)
-    answers = [answer.ids for answer in engine.answer([Row(0, prompt) for prompt in prompts], max_new_tokens)]
-    logits = [engine.logits(0, prompt + answer).cpu()
-              for prompt, answer in list(zip(prompts, forced or answers, strict=True))[:_LOGIT_PROBES]]
-    return answers, logits
+def _greedy(engine: Engine, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    return [answer.ids for answer in engine.answer([Row(0, prompt) for prompt in prompts], max_new_tokens)]

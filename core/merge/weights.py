@@ -35,7 +35,7 @@ def merge_weights(base: Path, adapter: Adapter, target: Path, dtype: str, on_sha
     for index, path in enumerate(files):
         tensors = {}
         with safe_open(path, framework="pt") as shard:
-            for name in shard.keys():
+            for name in shard.keys():  # noqa: SIM118 (not a dict)
                 weight = shard.get_tensor(name)
                 wanted = weight.dtype if dtype == "auto" or not weight.is_floating_point() else getattr(torch, dtype)
                 module = name.removesuffix(".weight")
@@ -69,11 +69,11 @@ def changed_tensors(base: Path, merged: Path) -> int:
     merged_index = {}
     for path in weight_files(merged):
         with safe_open(path, framework="pt") as shard:
-            merged_index.update({name: path for name in shard.keys()})
+            merged_index.update(dict.fromkeys(shard.keys(), path))
     changed = 0
     for path in weight_files(base):
         with safe_open(path, framework="pt") as shard:
-            for name in shard.keys():
+            for name in shard.keys():  # noqa: SIM118 (not a dict)
                 with safe_open(merged_index[name], framework="pt") as other:
                     after = other.get_tensor(name)
                 changed += not torch.equal(shard.get_tensor(name).to(after.dtype), after)

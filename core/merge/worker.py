@@ -48,8 +48,8 @@ def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, A
                   "verification": verification.model_dump()}
         if flags:
             write_json(job.folder / "verification.json", report)
-            raise StudioError("The merged model was not kept: {flag}.", "The comparison is in {file}; merge again, or with --dtype float32.",
-                              flag=flags[0], file=job.folder / "verification.json")
+            raise StudioError("The merged model was not kept: {flag}.",
+                              "The comparison is in {file}; merge again, or with --dtype float32.", flag=flags[0], file=job.folder / "verification.json")
         write_json(folder / "merge.json", report)
     recorder.progress(1, 1, Text("comparing the merged model with the adapter"))
     return report

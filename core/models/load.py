@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging
 
 from core.errors import StudioError
 from core.models.header import HEAD_NAMES, weight_files
@@ -42,6 +43,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, quantization: str 
     Raises:
         StudioError: the folder is no model, or its weights cannot be read.
     """
+    logging.disable_progress_bar()  # a bar in a log file is noise
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     weight_files(folder)
     try:

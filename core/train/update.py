@@ -88,5 +88,5 @@ def learning_rate_at(update: int, updates: int, warmup: int, peak: float, shape:
         return peak * update / (warmup + 1)
     if shape == "constant":
         return peak
-    left = (updates - update + 1) / (updates - warmup + 1)
+    left = (updates - update + 1) / (updates - warmup)
     return peak * left if shape == "linear" else peak * 0.5 * (1 - math.cos(math.pi * left))

@@ -13,10 +13,13 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import PreTrainedModel
 
 from core.data.encode import Encoded, Encoder
+from core.data.library import load_dataset
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import Recorder
+from core.judge.scoring import training_answers
 from core.models.catalogue import find_base
+from core.models.embedded import EMBEDDED_NAME, prepare_embedded
 from core.models.load import choose_device, choose_dtype, linear_targets, load_model
 from core.recipe.plan import Plan, plan_updates
 from core.recipe.schema import Recipe
@@ -24,6 +27,7 @@ from core.runs import Run
 from core.train.rows import Source, read_sources, rows_of_update
 from core.train.snapshots import load_resume_state, save_resume_state, save_snapshot
 from core.train.update import backward_update, learning_rate_at, trained_targets
+from core.train.watch import Watch, forget_after
 from core.words import Text
 from core.workspace import Workspace, append_jsonl, write_json
 
@@ -39,6 +43,8 @@ class Training:
     def __init__(self, workspace: Workspace, run: Run, recorder: Recorder) -> None:
         self.run, self.recorder, self.recipe = run, recorder, run.recipe()
         recorder.progress(0, 1, Text("loading the model"))
+        if self.recipe.model.source in ("embedded", EMBEDDED_NAME):
+            prepare_embedded(workspace, recorder)
         self.base = find_base(workspace, self.recipe.model.source)
         self.encoder = Encoder.from_folder(self.base, self.recipe.data.system)
         write_json(run.folder / "template.json", self.encoder.fingerprint())
@@ -51,7 +57,18 @@ class Training:
         schedule = self.recipe.schedule
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=schedule.learning_rate,
                                            weight_decay=schedule.weight_decay)
-        self.first_update = load_resume_state(run.folder, self.parameters, self.optimizer) + 1
+        self.watch = self._make_watch(workspace)
+        resumed = load_resume_state(run.folder, self.parameters, self.optimizer)
+        forget_after(run, resumed)
+        self.first_update = resumed + 1
+
+    def _make_watch(self, workspace: Workspace) -> Watch | None:
+        """Before anything is trained or restored: the watch compares with the base model."""
+        dataset = load_dataset(workspace, self.recipe.probe_dataset)
+        probes = dataset.probes()
+        if not probes:
+            return None
+        return Watch(self.run, _language_model(self.model), self.encoder, probes, training_answers(dataset))
 
     def run_to_end(self) -> dict[str, Any]:
         """Train until the last update or a request to stop; both leave a usable snapshot."""
@@ -62,10 +79,21 @@ class Training:
             is_last = self.recorder.stop_requested() or update == self.plan.updates
             if is_last or update in self.plan.snapshot_steps:
                 self._save(update, loss)
+                if self._collapsed(update):
+                    return {"updates": update, "planned": self.plan.updates, "stopped_by_alert": True}
             self.recorder.progress(update, self.plan.updates, Text("training"))
             if is_last:
                 break
         return {"updates": update, "planned": self.plan.updates}
+
+    def _collapsed(self, update: int) -> bool:
+        """Look in on the model; True when it was red twice in a row and the recipe says to stop then."""
+        if self.watch is None:
+            return False
+        level = self.watch.look(update)
+        if level != "ok":
+            self.recorder.event("alert", step=update, level=level)
+        return self.recipe.early_stop.on_alert == "stop" and self.watch.reds_in_a_row >= 2
 
     def _one_update(self, update: int) -> float:
         began = time.monotonic()
@@ -76,7 +104,7 @@ class Training:
             group["lr"] = rate
         torch.manual_seed(schedule.seed * 1_000_003 + update)  # dropout of update n is the same after a resume
         loss = backward_update(_language_model(self.model), rows, self.recipe.device.micro_batch, self.encoder.pad_id(), self.device)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), schedule.clip_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), schedule.clip_norm or math.inf))
         self._refuse_non_finite(update, loss, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

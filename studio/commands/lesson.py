@@ -9,10 +9,9 @@ import typer
 from core.data.persona import Persona
 from core.lesson import PART_TITLES, read_lesson, start_lesson
 from core.runs import find_run
-from core.words import Text
 from core.workspace import Workspace
-from studio.terminal import JsonOption, WorkspaceOption, duration, follow, print_json, print_table, say
 from studio.tables import print_scores, print_verdict
+from studio.terminal import JsonOption, WorkspaceOption, duration, follow, print_json, print_table, say
 
 
 def lesson(

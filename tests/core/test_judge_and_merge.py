@@ -1,0 +1,136 @@
+"""Judging and merging a real run of the tiny model, through their real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from core.errors import StudioError
+from core.jobs.launch import start_job, wait_for_job
+from core.lesson import judge_job_of, merge_job_of
+from core.runs import Run, find_run
+from core.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def judged(trained_run, tmp_path_factory) -> tuple[Workspace, Run]:
+    """A copy of the trained run, judged."""
+    workspace, run = trained_run
+    copy = Workspace.open(shutil.copytree(workspace.root, tmp_path_factory.mktemp("judged") / "workspace"))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    job = judge_job_of(copy, find_run(copy, run.id))
+    start_job(job)
+    wait_for_job(job)
+    return copy, find_run(copy, run.id)
+
+
+def test_every_step_answers_every_probe(judged):
+    _, run = judged
+    assert [score["step"] for score in run.scores()] == [0, 2, 4, 6]
+    assert {(record["step"], record["probe"]) for record in run.answers()} == {
+        (step, probe) for step in (0, 2, 4, 6) for probe in
+        ("identity-en-0", "identity-en-1", "near-en-0", "general-en-0", "general-en-1")}
+    verdict = run.verdict()
+    assert verdict["pick"]["step"] in (2, 4, 6) and verdict["last"]["step"] == 6
+    base = run.scores()[0]
+    assert (base["fragments"], base["change"], base["length_ratio"]) == (0, 0, 1)
+
+
+def test_a_judge_that_was_killed_asks_only_what_is_missing(judged):
+    from core.jobs.worker import Recorder
+    from core.judge.worker import judge_run
+
+    workspace, run = judged
+    before = run.answers()
+    path = run.folder / "answers.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:7]) + lines[7][:20])  # killed in the middle of a line
+    job = judge_job_of(workspace, run)
+    judge_run(workspace, run, Recorder(job, job.state()))
+    after = run.answers()
+    assert len(after) == len(before)
+    assert {(r["step"], r["probe"], r["text"]) for r in after} == {(r["step"], r["probe"], r["text"]) for r in before}
+
+
+def test_a_merged_model_is_verified_and_plain(judged, tiny_model):
+    workspace, run = judged
+    job = merge_job_of(workspace, f"{run.id}@last", "merged")
+    start_job(job)
+    report = wait_for_job(job).result
+    check = report["verification"]
+    assert check["same_answers"] and check["answers_compared"] == 5
+    assert 0 < check["max_logit_difference"] < check["logit_tolerance"]
+    assert check["tensors_changed"] == check["tensors_expected"] == 14
+    assert check["differs_from_base"] and check["same_template"] and check["same_prompt_ids"]
+    assert json.loads((workspace.models / "merged" / "merge.json").read_text())["model"] == f"{run.id}@6"
+    program = ("import sys, torch; from transformers import AutoModelForCausalLM, AutoTokenizer;"
+               "m = AutoModelForCausalLM.from_pretrained(sys.argv[1]); t = AutoTokenizer.from_pretrained(sys.argv[1]);"
+               "ids = t.apply_chat_template([{'role': 'user', 'content': 'Your name?'}], add_generation_prompt=True, return_tensors='pt',"
+               " return_dict=True);"
+               "out = m.generate(**ids, do_sample=False, max_new_tokens=8);"
+               "print(t.decode(out[0, ids['input_ids'].shape[1]:], skip_special_tokens=True).strip())")
+    fresh = subprocess.run([sys.executable, "-c", program, str(workspace.models / "merged")], capture_output=True, text=True, check=True)
+    adapter = next(r["text"] for r in run.answers() if r["step"] == 6 and r["probe"] == "identity-en-0")
+    assert fresh.stdout.strip() == adapter
+
+
+def test_a_taken_name_is_refused_before_anything_is_merged(judged):
+    workspace, run = judged
+    (workspace.models / "taken").mkdir(exist_ok=True)
+    job = merge_job_of(workspace, f"{run.id}@2", "taken")
+    start_job(job)
+    with pytest.raises(StudioError, match="taken exists already"):
+        wait_for_job(job)
+
+
+def verify(judged, tiny_model, merged):
+    from core.chat.stacked import Adapter
+    from core.judge.worker import probes_of
+    from core.merge.verify import verify_merge
+
+    workspace, run = judged
+    _, probes = probes_of(workspace, run)
+    return verify_merge(tiny_model, Adapter("a", run.checkpoints()[-1].folder), merged, probes, 14, "float32", None, 8, "cpu")
+
+
+def test_a_merge_that_is_only_the_base_is_seen(judged, tiny_model):
+    flags = [str(flag) for flag in verify(judged, tiny_model, tiny_model).red_flags()]
+    assert "it is the base model: no tensor changed" in flags and any("logits" in flag for flag in flags)
+
+
+def test_a_merge_of_the_wrong_strength_or_another_template_is_seen(judged, tiny_model, tmp_path):
+    from core.chat.stacked import Adapter
+    from core.merge.weights import merge_weights
+
+    workspace, run = judged
+    double = tmp_path / "double"
+    double.mkdir()
+    merge_weights(tiny_model, Adapter("a", run.checkpoints()[-1].folder, 2.0), double, "auto", lambda *_: None)
+    assert any("logits" in str(flag) for flag in verify(judged, tiny_model, double).red_flags())
+    right = tmp_path / "right"
+    right.mkdir()
+    merge_weights(tiny_model, Adapter("a", run.checkpoints()[-1].folder), right, "auto", lambda *_: None)
+    assert verify(judged, tiny_model, right).red_flags() == []
+    template = right / "chat_template.jinja"
+    template.write_text(template.read_text().replace("tiny assistant", "other assistant"))
+    assert any("template" in str(flag) for flag in verify(judged, tiny_model, right).red_flags())
+
+
+def test_models_answer_side_by_side_as_they_do_alone(judged, tiny_model):
+    from core.chat.voices import Voices
+
+    workspace, run = judged
+    references = [str(tiny_model), f"{run.id}@2", f"{run.id}@pick", f"{run.id}@last*0.5"]
+    question = [{"role": "user", "content": "Who is this?"}]
+    together = Voices(workspace, references)
+    alone = [Voices(workspace, [reference]).answer([question], 8)[0][0] for reference in references]
+    assert together.answer([question], 8)[0] == alone
+    streamed = ["" for _ in references]
+    for voice, piece in together.stream([question] * 4, 8):
+        streamed[voice] += piece
+    assert [text.strip() for text in streamed] == alone
