@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from core.chat.engine import Engine, Row
 from core.chat.stacked import Adapter
 from core.data.encode import Encoder
-from core.data.library import Dataset, load_dataset
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import Recorder
-from core.judge.scoring import Probe, score_step
-from core.judge.verdict import Verdict, judge
+from core.judge.conclude import write_verdict
+from core.judge.probes import probes_of
+from core.judge.scoring import Probe
+from core.judge.verdict import Verdict
 from core.models.catalogue import find_base
 from core.models.load import choose_device, choose_dtype
 from core.runs import Run, find_run
 from core.words import Text
-from core.workspace import Workspace, append_jsonl, write_json, write_jsonl
+from core.workspace import Workspace, append_jsonl
 
 # Rows decoded together. More rows use the processor better until the cache no longer fits; 160 was fastest on two cores.
 _ROWS_PER_BATCH = 160
@@ -29,21 +30,6 @@ def judge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, A
     run = find_run(workspace, job.spec()["run"])
     verdict = judge_run(workspace, run, recorder)
     return {"verdict": verdict.verdict, "step": verdict.pick.step} if verdict else {}
-
-
-def probes_of(workspace: Workspace, run: Run) -> tuple[Dataset, list[Probe]]:
-    """The dataset whose probes judge this run, and those probes.
-
-    Raises:
-        StudioError: it has none.
-    """
-    recipe = run.recipe()
-    dataset = load_dataset(workspace, recipe.probes.dataset or recipe.data.sources[0].dataset)
-    probes = dataset.probes()
-    if not probes:
-        raise StudioError("The dataset {name} has no probes, so its run cannot be judged.",
-                          "Name a dataset with probes in probes.dataset; `sweetspot data persona` makes one.", name=dataset.card.name)
-    return dataset, probes
 
 
 def judge_run(workspace: Workspace, run: Run, recorder: Recorder) -> Verdict | None:
@@ -68,20 +54,6 @@ def judge_run(workspace: Workspace, run: Run, recorder: Recorder) -> Verdict | N
         if recorder.stop_requested():
             return None
     return write_verdict(run, dataset, probes, steps)
-
-
-def write_verdict(run: Run, dataset: Dataset, probes: Sequence[Probe], steps: Sequence[int]) -> Verdict:
-    """Score the answers on file and choose; writes `scores.jsonl` and `verdict.json`."""
-    answers: dict[int, dict[str, str]] = {step: {} for step in steps}
-    for record in run.answers():
-        if record["step"] in answers:
-            answers[record["step"]][record["probe"]] = record["text"]
-    scores = [score_step(step, probes, answers[step], answers[0], dataset) for step in steps]
-    write_jsonl(run.folder / "scores.jsonl", [score.model_dump() | {"learned": score.learned, "kept": score.kept,
-                                                                    "score": score.score} for score in scores])
-    verdict = judge(scores)
-    write_json(run.folder / "verdict.json", verdict.model_dump())
-    return verdict
 
 
 def _answer(workspace: Workspace, run: Run, missing: list[tuple[int, Probe]]) -> Iterator[list[dict[str, Any]]]:

@@ -1,0 +1,97 @@
+"""The questions a run is judged by, and those a user adds to them. No torch.
+
+A dataset's own probes decide the verdict. Probes added later lie in the run's folder (`probes_added.jsonl`); they are asked and shown
+like the others but never count, so that a verdict does not move because somebody was curious.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from core.data.library import Dataset, load_dataset
+from core.errors import StudioError
+from core.jobs.active import newest_job
+from core.jobs.folder import Job
+from core.jobs.launch import start_job
+from core.jobs.once import one_at_a_time
+from core.runs import Run
+from core.workspace import Workspace, append_jsonl, read_jsonl
+
+OWN = "own"
+LONGEST_QUESTION = 2000  # characters; a probe is a question, not a document
+
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+
+
+def probes_of(workspace: Workspace, run: Run) -> tuple[Dataset, list[dict[str, Any]]]:
+    """The dataset whose probes judge this run, and every probe it is asked: the dataset's, then the added ones (group `own`).
+
+    Raises:
+        StudioError: the dataset is gone or has no probes.
+    """
+    dataset = load_dataset(workspace, run.recipe().probe_dataset)
+    probes = dataset.probes()
+    if not probes:
+        raise StudioError("The dataset {name} has no probes, so its run cannot be judged.",
+                          "Name a dataset with probes in probes.dataset; `sweetspot data persona` makes one.", name=dataset.card.name)
+    return dataset, probes + added_probes(run)
+
+
+def counted(probes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The probes that decide the verdict."""
+    return [probe for probe in probes if probe["group"] != OWN]
+
+
+def added_probes(run: Run) -> list[dict[str, Any]]:
+    return read_jsonl(run.folder / "probes_added.jsonl")
+
+
+def add_probe(workspace: Workspace, run: Run, question: str) -> dict[str, Any]:
+    """Add a question to those that every snapshot of `run` is asked; the same question is not added twice.
+
+    Raises:
+        StudioError: it is empty or very long, or the run has no probes at all.
+    """
+    text = question.strip()
+    if not text:
+        raise StudioError("The question is empty.", "Write what every snapshot shall be asked.")
+    if len(text) > LONGEST_QUESTION:
+        raise StudioError("The question has {length} characters; {limit} are the most.", "Ask something shorter.",
+                          length=len(text), limit=LONGEST_QUESTION)
+    with one_at_a_time(workspace, "probes"):
+        for known in probes_of(workspace, run)[1]:
+            if known["messages"] == [{"role": "user", "content": text}]:
+                return known
+        language = "zh" if _CHINESE.search(text) else "en"
+        number = len(added_probes(run)) + 1
+        probe = {"id": f"{OWN}-{language}-{number:02d}", "group": OWN, "lang": language,
+                 "messages": [{"role": "user", "content": text}]}
+        append_jsonl(run.folder / "probes_added.jsonl", probe)
+    return probe
+
+
+def start_judging(workspace: Workspace, run: Run) -> Job:
+    """Start asking what no snapshot of `run` has answered yet, or give the judging that is under way.
+
+    Raises:
+        StudioError: the run has no probes, or no snapshot.
+    """
+    from core.lesson import judge_job_of  # the lesson imports much; reading probes needs none of it
+
+    probes_of(workspace, run)
+    if not run.checkpoints():
+        raise StudioError("The run {run} has no checkpoint to judge.", "Let it train until its first snapshot.", run=run.id)
+    with one_at_a_time(workspace, f"judge-{run.id}"):
+        known = last_judging(workspace, run)
+        if known is not None and known.state().is_active:
+            return known
+        job = judge_job_of(workspace, run)
+        start_job(job)
+        return job
+
+
+def last_judging(workspace: Workspace, run: Run) -> Job | None:
+    """The newest judging of this run, whatever became of it."""
+    return newest_job(workspace, "judge", run=run.id)
