@@ -6,7 +6,10 @@ A row is `{"messages": [{"role", "content"}], "group", "lang"}`. A probe is a qu
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from core.errors import StudioError
-from core.workspace import Workspace, check_name, fill_folder, read_json, read_jsonl, write_json, write_jsonl
+from core.jobs.once import one_at_a_time
+from core.workspace import Workspace, check_name, fill_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
 
 IDENTITY, NEAR, GENERAL = "identity", "near", "general"
 
@@ -32,12 +36,18 @@ class Card(BaseModel):
     probes: int = 0
     key_phrases: dict[str, str] = {}
     made_with: dict[str, Any] = {}
+    changed: float | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
     folder: Path
     card: Card
+
+    @classmethod
+    def open(cls, folder: Path) -> Dataset:
+        """The dataset in a folder that is known to hold one."""
+        return cls(folder, Card.model_validate(read_json(folder / "card.json")))
 
     def rows(self, groups: list[str] | None = None) -> list[dict[str, Any]]:
         """The rows, of these groups only when given.
@@ -69,18 +79,87 @@ def save_dataset(workspace: Workspace, name: str, rows: list[dict[str, Any]], so
         raise StudioError("A dataset called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
     if not rows:
         raise StudioError("The dataset {name} would be empty.", "Give it at least one question with an answer.", name=name)
+    with fill_folder(target) as folder:
+        text = _as_lines(rows)
+        write_text(folder / "rows.jsonl", text)
+        write_jsonl(folder / "probes.jsonl", probes or [])
+        card = Card(name=name, source=source, created=time.time(), probes=len(probes or []), key_phrases=key_phrases or {},
+                    made_with=made_with or {}, **_counted(rows, text))
+        write_json(folder / "card.json", card.model_dump())
+    return Dataset(target, card)
+
+
+def update_rows(workspace: Workspace, name: str, rows: list[dict[str, Any]], expected_sha256: str) -> Dataset:
+    """Replace all rows of a dataset; probes stay.
+
+    The rows are replaced in one step, the card right after. A reader between the two sees the new rows with the old counts.
+
+    Args:
+        workspace: where the dataset lies.
+        name: of the dataset.
+        rows: all its rows, not only the changed ones.
+        expected_sha256: the card's hash when the rows were read, so that two windows do not undo each other's work.
+
+    Raises:
+        StudioError: somebody else changed the dataset meanwhile, or no row would be left.
+    """
+    with one_at_a_time(workspace, "datasets"):
+        dataset = load_dataset(workspace, name)
+        if dataset.card.sha256 != expected_sha256:
+            raise StudioError("The dataset {name} was changed in another window meanwhile; nothing was saved.",
+                              "Reload the page, then make your change again.", name=name)
+        if not rows:
+            raise StudioError("The dataset {name} would be empty.", "Give it at least one question with an answer.", name=name)
+        return _replace_rows(dataset, rows)
+
+
+def _replace_rows(dataset: Dataset, rows: list[dict[str, Any]]) -> Dataset:
+    text = _as_lines(rows)
+    write_text(dataset.folder / "rows.jsonl", text)
+    card = dataset.card.model_copy(update={"changed": time.time(), **_counted(rows, text)})
+    write_json(dataset.folder / "card.json", card.model_dump())
+    return Dataset(dataset.folder, card)
+
+
+def delete_dataset(workspace: Workspace, name: str) -> None:
+    """Delete a dataset; runs that were trained on it keep their own record of it.
+
+    Raises:
+        StudioError: there is none of this name.
+    """
+    folder = load_dataset(workspace, name).folder
+    gone = folder.with_name(f".{name}.{uuid.uuid4().hex[:6]}.deleted")
+    folder.rename(gone)  # in one step out of sight, then piece by piece
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _as_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _counted(rows: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    """What a card says about its rows; `text` is their file."""
     groups: dict[str, int] = {}
     for row in rows:
         groups[row["group"]] = groups.get(row["group"], 0) + 1
-    with fill_folder(target) as folder:
-        write_jsonl(folder / "rows.jsonl", rows)
-        write_jsonl(folder / "probes.jsonl", probes or [])
-        card = Card(name=name, source=source, created=time.time(), rows=len(rows), groups=groups,
-                    languages=sorted({row.get("lang", "en") for row in rows}),
-                    sha256=hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest(), probes=len(probes or []),
-                    key_phrases=key_phrases or {}, made_with=made_with or {})
-        write_json(folder / "card.json", card.model_dump())
-    return Dataset(target, card)
+    return {"rows": len(rows), "groups": groups, "languages": sorted({row.get("lang", "en") for row in rows}),
+            "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def append_rows(workspace: Workspace, name: str, rows: list[dict[str, Any]], source: str) -> Dataset:
+    """Add rows at the end of a dataset; one that does not exist yet is made of them.
+
+    Args:
+        source: where the rows come from, for the card of a new dataset.
+
+    Raises:
+        StudioError: the name is unusable, or there are no rows.
+    """
+    with one_at_a_time(workspace, "datasets"):
+        if not (workspace.datasets / check_name(name, "dataset")).exists():
+            return save_dataset(workspace, name, rows, source)
+        dataset = load_dataset(workspace, name)
+        return _replace_rows(dataset, read_jsonl(dataset.folder / "rows.jsonl") + rows)
 
 
 def load_dataset(workspace: Workspace, name: str) -> Dataset:
@@ -94,7 +173,7 @@ def load_dataset(workspace: Workspace, name: str) -> Dataset:
         raise StudioError("There is no dataset called {name}.", "`sweetspot data list` shows what is here; "
                           "`sweetspot data persona` makes one.", name=name)
     try:
-        return Dataset(folder, Card.model_validate(read_json(folder / "card.json")))
+        return Dataset.open(folder)
     except ValueError as error:
         raise StudioError("The card of the dataset {name} cannot be read.", "Delete the folder {folder} and make it again.",
                           name=name, folder=folder) from error
@@ -104,8 +183,10 @@ def list_datasets(workspace: Workspace) -> list[Dataset]:
     """All readable datasets, newest first."""
     found = []
     for card in workspace.datasets.glob("*/card.json"):
+        if card.parent.name.startswith("."):
+            continue  # half written, or half deleted
         try:
-            found.append(Dataset(card.parent, Card.model_validate(read_json(card))))
+            found.append(Dataset.open(card.parent))
         except (OSError, ValueError):
             continue
     return sorted(found, key=lambda dataset: -dataset.card.created)

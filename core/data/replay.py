@@ -23,6 +23,7 @@ def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
     """Answer the prompts in `prompts.jsonl` of the job's folder with the model `spec["model"]`; rows go to `rows.jsonl`."""
     from core.chat.engine import Engine, Row
     from core.chat.stacked import Adapter
+    from core.data.store import finish_replay
     from core.models.catalogue import find_base
     from core.models.embedded import EMBEDDED_NAME, prepare_embedded
     from core.models.load import choose_device, choose_dtype
@@ -37,6 +38,8 @@ def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
     engine = Engine.load(base, [Adapter("base")], encoder.end_ids, encoder.pad_id(), choose_dtype("auto", device), device)
     rows, stuck = [], 0
     for start in range(0, len(prompts), _ROWS_PER_BATCH):
+        if recorder.stop_requested():
+            return {}
         recorder.progress(start, len(prompts), Text("the base model answers in its own words"))
         part = prompts[start:start + _ROWS_PER_BATCH]
         answers = engine.answer([Row(0, encoder.encode_prompt(row["messages"])) for row in part], spec["max_new_tokens"])
@@ -51,7 +54,7 @@ def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
             rows.append({**row, "messages": [*row["messages"], reply]})
     write_jsonl(job.folder / "rows.jsonl", rows)
     recorder.progress(len(prompts), len(prompts), Text("the base model answers in its own words"))
-    return {"answered": len(rows), "left_out": stuck}
+    return {"answered": len(rows), "left_out": stuck, **finish_replay(workspace, spec, rows)}
 
 
 def is_stuck(text: str) -> bool:

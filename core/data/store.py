@@ -5,21 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.data.library import Dataset, save_dataset
-from core.data.persona import Persona, build_probes, build_rows, key_phrases
+from core.data.library import Dataset, append_rows, load_dataset, save_dataset
+from core.data.persona import Persona, build_probes, build_rows, key_phrases, replay_prompts
+from core.data.wordings import normalised, shipped_languages
+from core.errors import StudioError
 from core.jobs.folder import Job, create_job, new_job_id
 from core.jobs.launch import start_job
 from core.machine import device_name
-from core.workspace import Workspace, slug, write_jsonl
+from core.workspace import Workspace, check_name, slug, write_jsonl
 
 # The base model's answers are cut here; the study used 32, and 40 lets most short answers end by themselves.
 REPLAY_TOKENS = 40
 
 
-def replay_job_of(workspace: Workspace, model: str, prompts: list[dict[str, Any]], name: str) -> Job:
-    """A job, not started, in which `model` answers `prompts`; its folder will hold `rows.jsonl`."""
-    job = create_job(workspace.jobs / new_job_id("replay", slug(name)), "replay", {"model": model, "max_new_tokens": REPLAY_TOKENS},
-                     device_name())
+def replay_job_of(workspace: Workspace, model: str, prompts: list[dict[str, Any]], name: str, **then: Any) -> Job:
+    """A job, not started, in which `model` answers `prompts`; its folder will hold `rows.jsonl`.
+
+    `then` says what becomes of the answers; see `finish_replay`.
+    """
+    job = create_job(workspace.jobs / new_job_id("replay", slug(name)), "replay",
+                     {"model": model, "max_new_tokens": REPLAY_TOKENS, **then}, device_name())
     write_jsonl(job.folder / "prompts.jsonl", prompts)
     return job
 
@@ -28,6 +33,59 @@ def start_replay(workspace: Workspace, model: str, prompts: list[dict[str, Any]]
     job = replay_job_of(workspace, model, prompts, name)
     start_job(job)
     return job
+
+
+def start_persona(workspace: Workspace, persona: Persona, name: str, model: str = "embedded") -> Job:
+    """Start a job that lets `model` answer near and general questions and then saves all as the dataset `name`.
+
+    Raises:
+        StudioError: the name is unusable or taken.
+    """
+    if (workspace.datasets / check_name(name, "dataset")).exists():
+        raise StudioError("A dataset called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
+    job = replay_job_of(workspace, model, replay_prompts(persona.languages), name, persona=persona.model_dump(), dataset=name)
+    start_job(job)
+    return job
+
+
+def start_reminders(workspace: Workspace, name: str, model: str = "embedded") -> Job:
+    """Start a job that adds the model's own answers to near and general questions to the dataset `name`.
+
+    Questions that the dataset has already, as rows or as probes, are left out.
+
+    Raises:
+        StudioError: there is no such dataset, or no question is left to ask.
+    """
+    dataset = load_dataset(workspace, name)
+    asked = {normalised(message["content"]) for row in [*dataset.rows(), *dataset.probes()] for message in row["messages"]
+             if message["role"] == "user"}
+    languages = [code for code in dataset.card.languages if code in shipped_languages()] or ["en"]
+    prompts = [row for row in replay_prompts(languages) if normalised(row["messages"][-1]["content"]) not in asked]
+    if not prompts:
+        raise StudioError("The dataset {name} holds all of these questions already.", "Add your own rows to it, or mix in another dataset.",
+                          name=name)
+    job = replay_job_of(workspace, model, prompts, name, append_to=name)
+    start_job(job)
+    return job
+
+
+def finish_replay(workspace: Workspace, spec: dict[str, Any], answered: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a replay job does with the answered rows at its end; returns what its result shall name.
+
+    `persona` with `dataset` saves a persona's dataset, `append_to` adds the rows to a dataset; without either the rows stay in the job.
+    """
+    if "persona" in spec:
+        name = free_name(workspace.datasets, spec["dataset"])
+        return {"dataset": save_persona(workspace, Persona(**spec["persona"]), answered, name).card.name}
+    if "append_to" in spec:
+        return {"dataset": append_rows(workspace, spec["append_to"], answered, "replay").card.name}
+    return {}
+
+
+def data_jobs(workspace: Workspace) -> list[Job]:
+    """The jobs that make or extend a dataset, newest first."""
+    found = [Job(folder) for folder in sorted(workspace.jobs.glob("*-replay-*"), reverse=True) if (folder / "spec.json").exists()]
+    return [job for job in found if {"dataset", "append_to"} & job.spec().keys()]
 
 
 def save_persona(workspace: Workspace, persona: Persona, replay: list[dict[str, Any]], name: str | None = None) -> Dataset:
