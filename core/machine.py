@@ -76,11 +76,16 @@ def read_gpus() -> list[Gpu]:
     except pynvml.NVMLError:
         return []
     gpus = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        gpus.append(Gpu(index=index, name=pynvml.nvmlDeviceGetName(handle), total_bytes=int(memory.total), free_bytes=int(memory.free)))
-    pynvml.nvmlShutdown()
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            gpus.append(Gpu(index=index, name=pynvml.nvmlDeviceGetName(handle), total_bytes=int(memory.total),
+                            free_bytes=int(memory.free)))
+    except pynvml.NVMLError:
+        pass  # a GPU that is lost, or that this user may not ask: the ones before it count
+    finally:
+        pynvml.nvmlShutdown()
     return gpus
 
 

@@ -15,7 +15,7 @@ from core.errors import StudioError
 from core.jobs.folder import Job
 from core.recipe.files import load_recipe
 from core.recipe.schema import Recipe
-from core.workspace import Workspace, check_name, read_json, read_jsonl
+from core.workspace import Workspace, read_json, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Run(Job):
 
     def checkpoints(self) -> list[Checkpoint]:
         """Saved steps, ascending, without step 0."""
-        folders = (self.folder / "checkpoints").glob("[0-9]*")
+        folders = (folder for folder in (self.folder / "checkpoints").glob("*") if folder.name.isdecimal())
         return sorted((Checkpoint(int(folder.name), folder) for folder in folders), key=lambda item: item.step)
 
     def scores(self) -> list[dict[str, Any]]:
@@ -83,10 +83,12 @@ def find_run(workspace: Workspace, name: str) -> Run:
     if name == "last" and runs:
         return runs[0]
     exact = [run for run in runs if run.id == name]
-    matching = exact or [run for run in runs if check_name(name, "run") in run.id]
-    if len(matching) != 1:
-        raise StudioError("{count} runs answer to {name}.", "`sweetspot runs` lists them; `last` is the newest.",
-                          count=len(matching) or "No", name=name)
+    matching = exact or [run for run in runs if name and name in run.id]
+    if not matching:
+        raise StudioError("No run is called {name!r}.", "`sweetspot runs` lists them; `last` is the newest.", name=name)
+    if len(matching) > 1:
+        raise StudioError("{count} runs have {name} in their names.", "Give more of the name; `sweetspot runs` lists them.",
+                          count=len(matching), name=name)
     return matching[0]
 
 
@@ -105,7 +107,7 @@ def find_checkpoint(run: Run, step: str) -> Checkpoint:
         if verdict is None or verdict["pick"] is None:
             raise StudioError("The run {run} has no pick yet.", "Run `sweetspot judge {run}` first, or name a step.", run=run.id)
         wanted = verdict["pick"]["step"]
-    elif step.isdigit():
+    elif step.isascii() and step.isdecimal() and len(step) < 10:
         wanted = int(step)
     if wanted == 0:
         return Checkpoint(0, run.folder)

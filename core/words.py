@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Text:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Text:
         values = {key: Text.from_json(v) if _is_text(v) else v for key, v in data.get("values", {}).items()}
-        return Text(data["template"], **values)
+        return Text(data.get("template", ""), **values)
 
 
 def _render(value: Any, language: str) -> Any:
@@ -66,7 +67,10 @@ def _render(value: Any, language: str) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, Text):
         return value.to_json()
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    # numpy's numbers must stay numbers: the template may say {value:.2f}
+    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else str(value)
 
 
 def _is_text(value: Any) -> bool:

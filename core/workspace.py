@@ -12,13 +12,17 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from core.errors import StudioError
+from core.words import Text
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -37,17 +41,17 @@ class Workspace:
         Raises:
             StudioError: the folder cannot be created or written.
         """
-        root = Path(path or os.environ.get("SWEETSPOT_HOME") or CHECKOUT / "workspace").expanduser().resolve()
-        workspace = cls(root)
+        wanted = path or os.environ.get("SWEETSPOT_HOME") or CHECKOUT / "workspace"
         try:
+            workspace = cls(Path(wanted).expanduser().resolve())
             for folder in (workspace.datasets, workspace.recipes, workspace.runs, workspace.models,
                            workspace.jobs, workspace.cache):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # also a zero byte, or the home of a user who does not exist
             raise StudioError(
                 "The workspace {root} cannot be written: {reason}.",
                 "Set SWEETSPOT_HOME to a folder you may write, or use --workspace.",
-                root=root, reason=error.strerror,
+                root=wanted, reason=getattr(error, "strerror", None) or error,
             ) from error
         return workspace
 
@@ -89,34 +93,45 @@ def check_name(name: str, what: str) -> str:
         raise StudioError(
             "{name!r} cannot be the name of a {what}.",
             "Use up to 80 of a-z, 0-9, dot, dash and underscore, starting with a letter or digit; for example {example}.",
-            name=name, what=what, example=slug(name) or "alex",
+            name=name, what=Text(what), example=slug(name) or "alex",
         )
     return name
 
 
 def slug(text: str) -> str:
     """`text` as a name: "Alex's bot" -> "alex-s-bot". Empty when nothing usable is left."""
-    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).replace("..", ".").strip("-._")[:60]
+    plain = re.sub(r"[^a-z0-9._]+", "-", text.lower())
+    return re.sub(r"\.{2,}", ".", plain).strip("-._")[:60].rstrip("-._")
 
 
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence with a way out."""
+    """Turn a full disk, or a place that must not be written, into a sentence with a way out."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StudioError(
-            "The disk is full; {path} was not written.",
-            "Free some space (`sweetspot runs` lists runs you may delete) and start again; what was saved before is intact.",
-            path=path,
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StudioError(
+                "The disk is full; {path} was not written.",
+                "Free some space (`sweetspot runs` lists runs you may delete) and start again; what was saved before is intact.",
+                path=path,
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StudioError(
+                "{path} cannot be written: {reason}.", "Set SWEETSPOT_HOME to a folder you may write, or use --workspace.",
+                path=path, reason=error.strerror,
+            ) from error
+        raise
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """A hidden name for what will become `path`; no other process or thread uses it."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.{ending}")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     with explain_full_disk(path):
         try:
             temporary.write_text(text, encoding="utf-8")
@@ -152,25 +167,45 @@ def read_jsonl(path: Path) -> list[Any]:
     """All records of a file that may still be growing: a last line without its end is left for later."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
     records = []
-    for line in lines[:-1]:
+    for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            records.append(json.loads(line))
+            records.append(json.loads(line.decode("utf-8")))
         except ValueError:
-            continue  # the half line of a writer that was killed; the next writer began a new one
+            continue  # the half line, perhaps half a character, of a writer that was killed; the next writer began a new one
     return records
 
 
 @contextmanager
 def fill_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target`; it takes the target's name only if the block ends well."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Give a temporary folder beside `target`; it takes the target's name only if the block ends well.
+
+    Raises:
+        StudioError: the disk is full, or `target` is there already.
+    """
+    _sweep_partial(target)
+    temporary = _beside(target, "partial")
     with explain_full_disk(target):
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            os.replace(temporary, target)
+            _give_name(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _give_name(temporary: Path, target: Path) -> None:
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise StudioError("{path} exists already.", "Choose another name, or delete the old one first.", path=target) from error
+
+
+def _sweep_partial(target: Path) -> None:
+    """Remove what killed processes left of earlier attempts at `target`; half a merged model is gigabytes."""
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        pid = left.name.removeprefix(f".{target.name}.").partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)

@@ -6,7 +6,6 @@ that was killed left "running" behind, and the reader reports it as failed.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
@@ -24,10 +23,11 @@ from core.workspace import Workspace, append_jsonl, read_json, read_jsonl, write
 StateName = Literal["queued", "running", "stopping", "finished", "stopped", "failed"]
 ACTIVE: tuple[StateName, ...] = ("queued", "running", "stopping")
 
-# A worker needs this long at most from its launch to its first own word in `state.json`.
+# A job that was made is launched within this time, or never.
 LAUNCH_GRACE_SECONDS = 30.0
 
 KILLED = Text("The process ended without a word: it was killed, or the machine ran out of memory.")
+KILLED_ON_REQUEST = Text("It was asked to stop, did not answer, and was killed.")
 KILLED_HINT = Text("Everything saved before is intact. Start it again; a training goes on with `sweetspot run resume`.")
 
 
@@ -76,7 +76,18 @@ class Job:
         return self.folder / "log.txt"
 
     def spec(self) -> dict[str, Any]:
-        return read_json(self.folder / "spec.json")
+        """What was asked.
+
+        Raises:
+            StudioError: the file is damaged or gone.
+        """
+        try:
+            spec = read_json(self.folder / "spec.json")
+            spec["kind"]
+            return spec
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StudioError("The folder {folder} no longer says what its job is: spec.json is damaged.",
+                              "Save what you need from the folder, then delete it.", folder=self.folder) from error
 
     def state(self) -> JobState:
         """How the job stands now, corrected when its process is gone."""
@@ -86,8 +97,9 @@ class Job:
         state = self._written_state()  # it may have ended properly between the two looks
         if not state.is_active:
             return state
+        problem = KILLED_ON_REQUEST if (self.folder / "stop").exists() else KILLED
         return state.model_copy(update={
-            "state": "failed", "problem": KILLED.to_json(), "hint": KILLED_HINT.to_json(),
+            "state": "failed", "problem": problem.to_json(), "hint": KILLED_HINT.to_json(),
             "ended": state.ended or state.heartbeat,
         })
 
@@ -95,14 +107,40 @@ class Job:
         try:
             return JobState.model_validate(read_json(self.folder / "state.json"))
         except (OSError, ValueError):
-            created = self.folder.stat().st_mtime
-            return JobState(state="failed", kind="unknown", created=created,
-                            problem=Text("The state of this job cannot be read.").to_json(), hint=KILLED_HINT.to_json())
+            return self._unreadable()
+
+    def _unreadable(self) -> JobState:
+        """What can still be said of a job whose state is damaged, or whose folder was deleted a moment ago."""
+        try:
+            created, spec = self.folder.stat().st_mtime, self.spec()
+        except (OSError, StudioError):
+            created, spec = 0.0, {}
+        return JobState(state="failed", kind=str(spec.get("kind", "unknown")), device=str(spec.get("device", "cpu")), created=created,
+                        problem=Text("The state of this job cannot be read.").to_json(), hint=KILLED_HINT.to_json())
+
+    def process(self) -> ProcessIdentity | None:
+        """The job's process: by its own word, else the one that was last launched for it."""
+        return self._written_state().process or self._launched()
+
+    def _launched(self) -> ProcessIdentity | None:
+        try:
+            return ProcessIdentity.model_validate(read_json(self.folder / "launched.json"))
+        except (OSError, ValueError):
+            return None
+
+    def note_launch(self, process: ProcessIdentity) -> None:
+        """Remember the worker just launched, until it speaks for itself in `state.json`."""
+        write_json(self.folder / "launched.json", process.model_dump())
+
+    def has_worker(self) -> bool:
+        """True while a process works on this job, whatever its state says."""
+        return any(process is not None and process.is_alive() for process in (self._written_state().process, self._launched()))
 
     def _is_alive(self, state: JobState) -> bool:
-        if state.process is None:
-            return time.time() - state.created < LAUNCH_GRACE_SECONDS
-        return state.process.is_alive()
+        process = state.process or self._launched()
+        if process is not None:
+            return process.is_alive()
+        return abs(time.time() - state.created) < LAUNCH_GRACE_SECONDS  # abs: the clock may have been set back
 
     def write_state(self, state: JobState) -> None:
         write_json(self.folder / "state.json", state.model_dump())
@@ -118,9 +156,11 @@ class Job:
         if not self.log.exists():
             return ""
         with self.log.open("rb") as stream:
-            stream.seek(max(0, os.path.getsize(self.log) - limit_bytes))
+            stream.seek(max(0, self.log.stat().st_size - limit_bytes))
             text = stream.read().decode("utf-8", errors="replace")
-        return "\n".join(line.rsplit("\r", 1)[-1] for line in text.splitlines()[-lines:])
+        # A carriage return begins a line anew: of a progress bar only its last form is left, as in a terminal.
+        shown = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.removesuffix("\n").split("\n")]
+        return "\n".join(shown[-lines:])
 
     def request_stop(self) -> None:
         """Ask politely; the worker ends after its present step."""
@@ -146,7 +186,7 @@ def create_job(folder: Path, kind: str, spec: dict[str, Any], device: str = "cpu
                           name=folder.name) from error
     try:
         job = Job(folder)
-        write_json(folder / "spec.json", {"kind": kind, **spec})
+        write_json(folder / "spec.json", {"kind": kind, "device": device, **spec})
         job.write_state(JobState(kind=kind, device=device, created=time.time()))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

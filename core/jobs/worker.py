@@ -43,7 +43,8 @@ class Recorder:
         self.job = job
         self._state = state
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._stop = False  # no threading.Event: a signal handler that sets one can wait for itself
+        self.told_to_stop = False  # whether the work itself has heard of it
         self._phase_began = time.monotonic()
         self._phase_first_done = 0
 
@@ -67,19 +68,35 @@ class Recorder:
         self.job.event(name, **data)
 
     def ask_to_stop(self) -> None:
-        self._stop.set()
+        self._stop = True
 
     def stop_requested(self) -> bool:
         """True once somebody asked: the `stop` file, or TERM."""
-        if not self._stop.is_set() and (self.job.folder / "stop").exists():
-            self._stop.set()
-        if self._stop.is_set() and self._state.state == "running":
+        if (self.job.folder / "stop").exists():
+            self._stop = True
+        if self._stop and self._state.state == "running":
             self.update(state="stopping")
-        return self._stop.is_set()
+        self.told_to_stop = self._stop
+        return self.told_to_stop
 
     def beat_until(self, ended: threading.Event) -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            self.update()
+            try:
+                self.update()
+            except (OSError, StudioError) as error:  # a full disk may have room again at the next beat
+                print(f"heartbeat: {error}", flush=True)
+
+    def last_word(self, **fields: Any) -> None:
+        """Write how it ended, even on a full disk."""
+        try:
+            self.update(**fields)
+        except (OSError, StudioError) as error:
+            print(f"last word: {error}", flush=True)
+            state = self._state.model_copy(update={**fields, "heartbeat": time.time()})
+            # In place of the old words: that needs no new room.
+            with (self.job.folder / "state.json").open("r+", encoding="utf-8") as stream:
+                stream.write(state.model_dump_json())
+                stream.truncate()
 
 
 def run_job(folder: Path) -> int:
@@ -91,10 +108,10 @@ def run_job(folder: Path) -> int:
         except BlockingIOError:
             print("another worker has this job already", flush=True)
             return 1
-        state = job.state().model_copy(update={"process": ProcessIdentity.own(), "state": "queued"})
-        recorder = Recorder(job, state)
+        before = job.state()
+        recorder = Recorder(job, JobState(kind=before.kind, device=before.device, created=before.created, process=ProcessIdentity.own()))
+        _listen(recorder)
         recorder.update()
-        signal.signal(signal.SIGTERM, lambda *_: recorder.ask_to_stop())
         ended = threading.Event()
         heart = threading.Thread(target=recorder.beat_until, args=(ended,), daemon=True)
         heart.start()
@@ -108,8 +125,15 @@ def run_job(folder: Path) -> int:
             outcome = {"state": "failed", **_unexpected(error).to_json()}
         ended.set()
         heart.join()
-        recorder.update(ended=time.time(), **outcome)
+        recorder.last_word(ended=time.time(), **outcome)
         return 1 if outcome["state"] == "failed" else 0
+
+
+def _listen(recorder: Recorder) -> None:
+    """TERM and INT ask to stop; the end of a terminal, HUP, is no reason to."""
+    signal.signal(signal.SIGTERM, lambda *_: recorder.ask_to_stop())
+    signal.signal(signal.SIGINT, lambda *_: recorder.ask_to_stop())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _work(job: Job, recorder: Recorder) -> dict[str, Any]:
@@ -126,7 +150,8 @@ def _run(target: str, job: Job, recorder: Recorder, workspace: Workspace) -> dic
     module, function = target.split(":")
     work: Callable[[Workspace, Job, Recorder], dict[str, Any]] = getattr(importlib.import_module(module), function)
     result = work(workspace, job, recorder)
-    return {"state": "stopped" if recorder.stop_requested() else "finished", "result": result}
+    # A request that came too late for the work to hear it has stopped nothing.
+    return {"state": "stopped" if recorder.told_to_stop else "finished", "result": result}
 
 
 def _unexpected(error: BaseException) -> StudioError:

@@ -43,31 +43,41 @@ def find_base(workspace: Workspace, source: str) -> Path:
         if not is_prepared(workspace):
             raise StudioError("The embedded model is not prepared yet.", "Run `sweetspot models add embedded` once (about 20 seconds).")
         return embedded_folder(workspace)
-    named = workspace.models / source
-    if "/" not in source and named.is_dir():
+    if "/" not in source and _is_folder(workspace.models / source):
         return workspace.models / check_name(source, "model")
-    path = Path(source).expanduser()
-    if path.is_absolute() or source.startswith((".", "~")):
-        if not path.is_dir():
+    if source.startswith(("/", ".", "~")):
+        folder = Path(source)
+        try:
+            folder = folder.expanduser()
+        except RuntimeError:
+            pass  # the home of a user who does not exist
+        if not _is_folder(folder):
             raise StudioError("There is no model folder at {folder}.", "`sweetspot models list` shows the models that are here.",
-                              folder=path)
-        return path.resolve()
+                              folder=folder)
+        return folder.resolve()
     if _HUB_ID.fullmatch(source):
         return _from_hub(source)
     raise StudioError("No model is called {name}.", "Use `embedded`, a name from `sweetspot models list`, a folder, or a hub id "
                       "such as HuggingFaceTB/SmolLM2-135M-Instruct.", name=source)
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name longer than the file system takes, a folder one may not enter
+        return False
+
+
 def _from_hub(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"]))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
         raise StudioError("The model {name} could not be fetched from the hub: {reason}.",
                           "Check the name and the network (HF_ENDPOINT names a mirror), or copy the model here and give its folder.",
-                          name=repository, reason=str(error).split("\n")[0][:200]) from error
+                          name=repository, reason=str(error).split("\n")[0][:200].rstrip(".")) from error
 
 
 def find_model(workspace: Workspace, reference: str) -> Model:

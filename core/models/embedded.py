@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import StudioError
+from core.jobs.once import one_at_a_time
 from core.words import Text
 from core.workspace import Workspace, fill_folder, write_json
 
@@ -58,21 +60,30 @@ def check_hash(path: Path) -> None:
 
 
 def prepare_embedded(workspace: Workspace, recorder: Recorder | None = None) -> Path:
-    """Convert the GGUF file to `models/smollm2-135m-instruct/` unless that is done; returns the folder."""
-    target = embedded_folder(workspace)
-    if is_prepared(workspace):
-        return target
-    source = gguf_file()
+    """Convert the GGUF file to `models/smollm2-135m-instruct/` unless that is done; returns the folder.
 
+    Raises:
+        StudioError: the package is missing or damaged, or the disk is full.
+    """
+    if not is_prepared(workspace):
+        with one_at_a_time(workspace, "prepare"):  # two jobs may want it at once; the second then finds it done
+            if not is_prepared(workspace):
+                _prepare(embedded_folder(workspace), recorder)
+    return embedded_folder(workspace)
+
+
+def _prepare(target: Path, recorder: Recorder | None) -> None:
     def say(done: int, label: Text) -> None:
         if recorder:
             recorder.progress(done, 3, label)
 
+    source = gguf_file()
     say(0, Text("checking the embedded model"))
     check_hash(source)
     say(1, Text("reading the embedded model"))
     model, tokenizer = _read_gguf(source)
     say(2, Text("saving the embedded model"))
+    shutil.rmtree(target, ignore_errors=True)  # without its weights it is of no use
     with fill_folder(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -82,7 +93,6 @@ def prepare_embedded(workspace: Workspace, recorder: Recorder | None = None) -> 
             "note": "4-bit weights (Q4_1) of HuggingFaceTB/SmolLM2-135M-Instruct, widened to float32",
         })
     say(3, Text("saving the embedded model"))
-    return target
 
 
 def _read_gguf(source: Path) -> tuple[Any, Any]:
