@@ -1,4 +1,4 @@
-"""`sweetspot data ...`: make, list, show and preview datasets."""
+"""`sweetspot data ...`: make, import, check, mix, show and export datasets."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import typer
 from rich.text import Text as RichText
 
 from core.data.encode import Encoder
-from core.data.library import list_datasets, load_dataset
+from core.data.formats import export_rows, import_dataset, read_path
+from core.data.library import list_datasets, load_dataset, update_rows
+from core.data.lint import LENGTH_LIMIT, Finding, fix_rows, lint
+from core.data.mix import Part, mix_datasets, token_shares
 from core.data.persona import Persona, replay_prompts
 from core.data.store import save_persona, start_replay
 from core.models.catalogue import find_base
 from core.workspace import Workspace, read_jsonl
 from studio.terminal import JsonOption, WorkspaceOption, ago, console, follow, print_json, print_table, say
 
-app = typer.Typer(no_args_is_help=True, help="Datasets: make, list, show, preview.")
+app = typer.Typer(no_args_is_help=True, help="Datasets: make, import, check, mix, show, export.")
 
 
 @app.command()
@@ -109,3 +112,127 @@ def preview(name: str, row: Annotated[int, typer.Option(help="Which row, from 1.
         shown.append(encoded.text[first:end], style="black on green" if trained else "dim")
     console.print(shown)
     say(f"{len(encoded.ids)} tokens, {sum(encoded.trained)} of them trained.")
+
+
+@app.command("import")
+def import_file(file: str, name: str,
+                group: Annotated[str, typer.Option(help="Group of rows that name none: identity, near or general.")] = "general",
+                json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Make a dataset out of a file of conversations; its layout is recognised by its content.
+
+    JSON, JSON Lines or CSV with OpenAI `messages`, ShareGPT `conversations`, XTuner `conversation`, Alpaca
+    `instruction`/`input`/`output`, or a question and an answer. Every record is accounted for.
+
+    Example: sweetspot data import alpaca.json everyday
+    """
+    place = Workspace.open(workspace)
+    found = read_path(file, group)
+    dataset = import_dataset(place, name, found)
+    if json:
+        print_json({"card": dataset.card.model_dump(), "import": found.summary()})
+        return
+    layouts = ", ".join(f"{layout} {count}" for layout, count in found.layouts.items())
+    say(f"{name}: {len(found.rows)} rows from {found.read} records ({layouts}).")
+    say(f"{found.imported} taken over, {len(found.repaired)} repaired, {len(found.rejected)} left out.")
+    for kind, notes in (("repaired", found.repaired), ("left out", found.rejected)):
+        for note in notes[:5]:
+            say(f"  {kind}: {note.place}: {note.reason}")
+        if len(notes) > 5:
+            say(f"  ... and {len(notes) - 5} more {kind}")
+    say(f"Next: sweetspot data lint {name}")
+
+
+@app.command("lint")
+def lint_rows(name: str, model: Annotated[str, typer.Option(help="Whose template and tokenizer.")] = "embedded",
+              max_length: Annotated[int, typer.Option(help="Tokens at which a training cuts a row.")] = LENGTH_LIMIT,
+              fix: Annotated[list[str], typer.Option(help="Mend this finding, as in duplicates; may be repeated.")] = [],  # noqa: B006
+              fill: Annotated[list[str], typer.Option(help="What stands for a placeholder, as in {{name}}=Alex; may be repeated.")] = [],  # noqa: B006
+              json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Say what in a dataset will hurt the training, and mend it where asked.
+
+    Example: sweetspot data lint mine --fix duplicates --fix placeholders --fill {{name}}=Alex
+    """
+    place = Workspace.open(workspace)
+    dataset = load_dataset(place, name)
+    encoder = Encoder.from_folder(find_base(place, model))
+    rows, card = dataset.rows(), dataset.card
+
+    def look() -> list[Finding]:
+        return lint(rows, encoder, max_length, card.key_phrases, card.probes)
+
+    findings, mended = look(), []
+    for code in dict.fromkeys(fix):
+        finding = next((finding for finding in findings if finding.code == code), None)
+        if finding is not None:
+            rows = fix_rows(rows, finding, _values(fill, "--fill"))
+            mended.append(code)
+            findings = look()
+    if mended:
+        dataset = update_rows(place, name, rows, card.sha256)
+    if json:
+        print_json({"rows": len(rows), "mended": mended, "findings": [
+            {"code": finding.code, "level": finding.level, "text": str(finding.text), "fix": finding.fix,
+             "rows": [place + 1 for place in finding.rows]} for finding in findings]})
+        return
+    if mended:
+        say(f"Mended: {', '.join(mended)}; {name} has {dataset.card.rows} rows now.")
+    if not findings:
+        say("Nothing in it will hurt.")
+    for finding in findings:
+        say(f"{finding.level:8} {finding.code}: {finding.text}")
+        if finding.rows:
+            say(f"         rows {', '.join(str(place + 1) for place in finding.rows[:10])}{' ...' if len(finding.rows) > 10 else ''}")
+
+
+@app.command()
+def mix(items: Annotated[list[str], typer.Argument(metavar="DATASET=WEIGHT... NAME", help="Sources with weights, then the new name.")],
+        rows: Annotated[int | None, typer.Option(help="Rows of the mixture; left out, as many as fit without using one twice.")] = None,
+        seed: Annotated[int, typer.Option(help="Of choice and order.")] = 0,
+        model: Annotated[str, typer.Option(help="Whose tokenizer counts the tokens.")] = "embedded",
+        json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Mix datasets into a new one that remembers its sources; weights are shares of its rows.
+
+    Example: sweetspot data mix alex=1 everyday=1 alex-mixed
+    """
+    place = Workspace.open(workspace)
+    *sources, name = items
+    parts = [Part(dataset, _number(weight)) for dataset, weight in _values(sources, "DATASET=WEIGHT").items()]
+    shares = token_shares(place, parts, Encoder.from_folder(find_base(place, model)))
+    dataset = mix_datasets(place, name, parts, rows, seed)
+    if json:
+        print_json({"card": dataset.card.model_dump(), "shares": [share.__dict__ for share in shares]})
+        return
+    used = {source["dataset"]: source["rows"] for source in dataset.card.made_with["sources"]}
+    print_table(["source", "rows used", "share of rows", "share of trained tokens"], [
+        [share.dataset, used[share.dataset], f"{share.row_share:.0%}", f"{share.trained_share:.0%}"] for share in shares])
+    say(f"{name}: {dataset.card.rows} rows. Next: sweetspot data lint {name}")
+
+
+@app.command()
+def export(name: str, file: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Write a dataset to a new file: .jsonl or .json with OpenAI messages, .csv with question and answer.
+
+    Example: sweetspot data export alex alex.jsonl
+    """
+    rows = load_dataset(Workspace.open(workspace), name).rows()
+    path = export_rows(rows, file)
+    if json:
+        print_json({"file": str(path), "rows": len(rows)})
+    else:
+        say(f"{len(rows)} rows written to {path}.")
+
+
+def _values(items: list[str], where: str) -> dict[str, str]:
+    """`a=b` items as a dict; the last `=` divides, since a placeholder may hold one."""
+    pairs = [item.rpartition("=") for item in items]
+    wrong = [item for item, (left, _, _) in zip(items, pairs, strict=True) if not left]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]!r} has no value; write NAME=VALUE", param_hint=where)
+    return {left: right for left, _, right in pairs}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number", param_hint="DATASET=WEIGHT") from None
