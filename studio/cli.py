@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from core.errors import StudioError
-from core.machine import diagnose, read_machine
+from core.machine import Finding, diagnose, read_machine
 from core.words import Text
 from core.workspace import Workspace
 from studio.commands import data, lesson, models, recipe, runs
 from studio.launch import DEFAULT_PORT, launch
-from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say
+from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say, say_problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Fine-tune a small chat model and pick the checkpoint before it overfits.")
@@ -49,25 +50,60 @@ def doctor(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     place = Workspace.open(workspace)
     findings = diagnose(place)
     if json:
-        print_json({"machine": read_machine(place).model_dump(), "findings": [finding.model_dump() for finding in findings]})
-        return
-    marks = {"ok": "ok     ", "warning": "warning", "error": "error  "}
-    for finding in findings:
-        say(f"{marks[finding.level]}  {Text.from_json(finding.text)}")
-        if finding.fix:
-            say(f"         -> {Text.from_json(finding.fix)}")
+        print_json({"machine": read_machine(place).model_dump(), "findings": [_plain_finding(finding) for finding in findings]})
+    else:
+        marks = {"ok": "ok     ", "warning": "warning", "error": "error  "}
+        for finding in findings:
+            say(f"{marks[finding.level]}  {Text.from_json(finding.text)}")
+            if finding.fix:
+                say(f"         -> {Text.from_json(finding.fix)}")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
 
-def main() -> None:
-    """Run a command; what the user can mend is said in two lines, `problem` and `hint`."""
+def _plain_finding(finding: Finding) -> dict[str, str | None]:
+    return {"level": finding.level, "text": str(Text.from_json(finding.text)),
+            "fix": str(Text.from_json(finding.fix)) if finding.fix else None}
+
+
+# Whatever typer raises about a command line it does not understand; its class is not part of typer's own interface.
+_UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "UsageError")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit; what went wrong is said in two lines, `problem` and `hint`, never as a traceback.
+
+    Exit codes: 0 done, 2 something the user can mend, 1 a job failed, 130 interrupted.
+    """
     try:
-        app()
+        sys.exit(app(arguments, prog_name="sweetspot", standalone_mode=False))
     except StudioError as error:
-        errors.print(f"problem: {error.problem}", markup=False, soft_wrap=True)
-        errors.print(f"hint: {error.hint}", markup=False, soft_wrap=True)
+        say_problem(error)
         sys.exit(error.exit_code)
+    except _UsageError as error:
+        sys.exit(_explain_usage(error))
+    except typer.Abort:
+        errors.print("Nothing was done.")
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("SWEETSPOT_DEBUG"):
+            raise
+        say_problem(StudioError(
+            "It ended with an error nobody foresaw: {kind}: {text}", "Run it again with SWEETSPOT_DEBUG=1 in front to see where.",
+            kind=type(error).__name__, text=str(error)[:300] or "-"))
+        sys.exit(1)
+
+
+def _explain_usage(error: Any) -> int:
+    """Show a command line's fault in the shape of every other failure; a command group without a command shows its help."""
+    place = error.ctx.command_path if error.ctx else "sweetspot"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        message = error.format_message()
+        errors.print(f"problem: {' '.join(message.split())}", markup=False, soft_wrap=True)
+        errors.print(f"hint: `{place} --help` shows how.", markup=False, soft_wrap=True)
+    return error.exit_code
 
 
 if __name__ == "__main__":

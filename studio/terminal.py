@@ -14,12 +14,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from core.errors import StudioError
 from core.jobs.folder import Job, JobState
 from core.jobs.launch import wait_for_job
 from core.words import Text
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 WorkspaceOption = Annotated[str | None, typer.Option("--workspace", help="The workspace folder; SWEETSPOT_HOME names it too.")]
@@ -47,7 +48,14 @@ def _plain(cell: Any) -> str:
 
 
 def say(text: str) -> None:
-    console.print(escape(text))
+    """Print text as it is: no markup, and no line broken, so that a path or a recipe can be copied and piped."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def say_problem(error: StudioError) -> None:
+    """The two lines of a failure, on stderr."""
+    for name, text in (("problem", error.problem), ("hint", error.hint)):
+        errors.print(f"{name}: {' '.join(str(text).splitlines())}", markup=False, soft_wrap=True)
 
 
 def ago(seconds_since_epoch: float | None) -> str:
@@ -117,5 +125,5 @@ def follow(job: Job, is_silent: bool = False) -> JobState:
             return wait_for_job(job, bars.show)
         except KeyboardInterrupt:
             errors.print(f"\nIt goes on without this window. Look again with `sweetspot run follow {job.id}`, "
-                         f"end it with `sweetspot run stop {job.id}`.")
+                         f"end it with `sweetspot run stop {job.id}`.", markup=False, soft_wrap=True)
             raise typer.Exit(130) from None

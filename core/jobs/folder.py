@@ -6,6 +6,7 @@ that was killed left "running" behind, and the reader reports it as failed.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import uuid
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 from core.errors import StudioError
 from core.jobs.process import ProcessIdentity
 from core.words import Text
-from core.workspace import Workspace, append_jsonl, read_json, read_jsonl, write_json
+from core.workspace import Workspace, append_jsonl, explain_full_disk, read_json, read_jsonl, write_json
 
 StateName = Literal["queued", "running", "stopping", "finished", "stopped", "failed"]
 ACTIVE: tuple[StateName, ...] = ("queued", "running", "stopping")
@@ -170,7 +171,8 @@ class Job:
 def new_job_id(kind: str, subject: str) -> str:
     """A name that sorts by time and cannot collide: `20261122-151408-train-alex-3f2a`."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return "-".join(part for part in (stamp, kind, subject, uuid.uuid4().hex[:4]) if part)
+    plain = re.sub(r"[^a-z0-9._-]+", "-", subject.lower()).replace("..", ".")  # a subject such as ../x stays inside the folder
+    return "-".join(part for part in (stamp, kind, plain, uuid.uuid4().hex[:4]) if part)
 
 
 def create_job(folder: Path, kind: str, spec: dict[str, Any], device: str = "cpu") -> Job:
@@ -180,7 +182,8 @@ def create_job(folder: Path, kind: str, spec: dict[str, Any], device: str = "cpu
         StudioError: a job of this name exists.
     """
     try:
-        folder.mkdir(parents=True)
+        with explain_full_disk(folder):
+            folder.mkdir(parents=True)
     except FileExistsError as error:
         raise StudioError("A job called {name} exists already.", "Choose another name, or delete the old one first.",
                           name=folder.name) from error

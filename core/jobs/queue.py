@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from core.jobs.folder import Job, list_jobs
+from core.jobs.active import active_jobs
+from core.jobs.folder import Job
 from core.workspace import Workspace
 
 _POLL_SECONDS = 0.3
+# Kinds of work that only wait for other jobs.
+_NEED_NO_DEVICE = ("lesson",)
 
 
 @contextmanager
@@ -43,20 +46,13 @@ def _try_lock(lock) -> bool:
 def waiting_before(workspace: Workspace, job: Job) -> list[Job]:
     """The jobs that wait for the same device and were asked for earlier."""
     own = job.state()
-    before = []
-    for other in list_jobs(workspace):
-        if other.id == job.id:
-            continue
-        state = other.state()
-        if state.state == "queued" and state.device == own.device and (state.created, other.id) < (own.created, job.id):
-            before.append(other)
-    return before
+    return [other for other, state in active_jobs(workspace)
+            if state.state == "queued" and state.device == own.device and (state.created, other.id) < (own.created, job.id)]
 
 
 def holder(workspace: Workspace, device: str) -> Job | None:
     """The job that holds `device` now."""
-    for job in list_jobs(workspace):
-        state = job.state()
-        if state.device == device and state.state in ("running", "stopping"):
+    for job, state in active_jobs(workspace):
+        if state.device == device and state.state in ("running", "stopping") and state.kind not in _NEED_NO_DEVICE:
             return job
     return None

@@ -12,12 +12,12 @@ from core.jobs.worker import Recorder
 from core.judge.worker import probes_of
 from core.merge.verify import verify_merge
 from core.merge.weights import merge_weights
-from core.models.catalogue import find_model
+from core.models.catalogue import find_model, new_model_folder
 from core.models.header import read_header
 from core.models.load import choose_device
 from core.runs import find_run
 from core.words import Text
-from core.workspace import Workspace, check_name, fill_folder, write_json
+from core.workspace import Workspace, fill_folder, write_json
 
 
 def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, A
         StudioError: the name is taken, the model has no adapter, or the merged model fails its verification.
     """
     spec = job.spec()
-    target = free_model_folder(workspace, spec["name"])
+    target = new_model_folder(workspace, spec["name"])
     model = find_model(workspace, spec["model"])
     if model.adapter is None:
         raise StudioError("{name} has no adapter to merge.", "Name a checkpoint, for example RUN@pick.", name=spec["model"])
@@ -49,19 +49,8 @@ def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, A
         if flags:
             write_json(job.folder / "verification.json", report)
             raise StudioError("The merged model was not kept: {flag}.",
-                              "The comparison is in {file}; merge again, or with --dtype float32.", flag=flags[0], file=job.folder / "verification.json")
+                              "The comparison is in {file}; merge again, or with --dtype float32.",
+                              flag=flags[0], file=job.folder / "verification.json")
         write_json(folder / "merge.json", report)
     recorder.progress(1, 1, Text("comparing the merged model with the adapter"))
     return report
-
-
-def free_model_folder(workspace: Workspace, name: str):
-    """The folder a new model of this name will have.
-
-    Raises:
-        StudioError: the name is unusable or taken.
-    """
-    target = workspace.models / check_name(name, "model")
-    if target.exists():
-        raise StudioError("A model called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
-    return target

@@ -61,6 +61,18 @@ def find_base(workspace: Workspace, source: str) -> Path:
                       "such as HuggingFaceTB/SmolLM2-135M-Instruct.", name=source)
 
 
+def new_model_folder(workspace: Workspace, name: str) -> Path:
+    """The folder that a new model of this name will have.
+
+    Raises:
+        StudioError: the name is unusable or taken.
+    """
+    target = workspace.models / check_name(name, "model")
+    if target.exists() or name in ("embedded", EMBEDDED_NAME):
+        raise StudioError("A model called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
+    return target
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()

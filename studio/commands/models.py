@@ -73,7 +73,8 @@ def show(name: str, json: JsonOption = False, workspace: WorkspaceOption = None)
 
 
 @app.command()
-def delete(name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, workspace: WorkspaceOption = None) -> None:
+def delete(name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, json: JsonOption = False,
+           workspace: WorkspaceOption = None) -> None:
     """Delete a model from the workspace.
 
     Example: sweetspot models delete alex --yes
@@ -82,9 +83,12 @@ def delete(name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not as
     if not folder.is_dir():
         raise StudioError("No model is called {name}.", "`sweetspot models list` shows the models that are here.", name=name)
     if not yes:
-        typer.confirm(f"Delete the model {name}?", abort=True)
+        typer.confirm(f"Delete the model {name}?", abort=True, err=True)
     shutil.rmtree(folder)
-    say(f"Deleted {name}.")
+    if json:
+        print_json({"deleted": name})
+    else:
+        say(f"Deleted {name}.")
 
 
 def chat(

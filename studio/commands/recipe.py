@@ -28,9 +28,9 @@ def show_presets(json: JsonOption = False) -> None:
     """
     found = presets()
     if json:
-        print_json({"presets": [{"name": preset.name, "title": preset.recipe.title, "about": preset.about} for preset in found]})
+        print_json({"presets": [{"name": preset.name, "title": preset.recipe.title, "about": preset.summary} for preset in found]})
     else:
-        print_table(["name", "when to use it"], [[preset.name, preset.about] for preset in found])
+        print_table(["name", "when to use it"], [[preset.name, preset.summary] for preset in found])
 
 
 @app.command()
@@ -66,8 +66,10 @@ def check(name: str, data: DataOption = None, set_: SetOption = [], json: JsonOp
         print_json({"rows": rows, "updates": plan.updates, "snapshot_steps": plan.snapshot_steps, "warmup_updates": plan.warmup_updates,
                     "exposures_per_row": plan.exposures_per_row, "snapshot_bytes": one})
         return
-    say(f"{rows} rows, {plan.updates} updates of {recipe.schedule.effective_batch} rows: each row is seen {plan.exposures_per_row:.1f} times.")
-    say(f"Snapshots at {', '.join(map(str, plan.snapshot_steps))}; {one / 1e6:.0f} MB each, {one * len(plan.snapshot_steps) / 1e6:.0f} MB in all.")
+    say(f"{rows} rows, {plan.updates} updates of {recipe.schedule.effective_batch} rows: "
+        f"each row is seen {plan.exposures_per_row:.1f} times.")
+    say(f"Snapshots at {', '.join(map(str, plan.snapshot_steps))}; {one / 1e6:.0f} MB each, "
+        f"{one * len(plan.snapshot_steps) / 1e6:.0f} MB in all.")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from core.jobs.folder import Job
 from core.jobs.launch import restart_job, start_job, stop_job
 from core.judge.verdict import Score, Verdict, choose_by_hand
 from core.lesson import judge_job_of, merge_job_of
+from core.models.catalogue import find_model, new_model_folder
 from core.recipe.files import find_recipe
 from core.runs import Run, find_run, list_runs
 from core.train.create import describe_resume, start_run
@@ -21,12 +22,13 @@ from studio.commands.recipe import DataOption, SetOption, adapted
 from studio.tables import print_scores, print_verdict
 from studio.terminal import JsonOption, WorkspaceOption, ago, duration, follow, print_json, print_table, say
 
+WaitOption = Annotated[bool, typer.Option(help="Follow it to its end; it runs by itself either way.")]
 run_app = typer.Typer(no_args_is_help=True, help="One run or job: show, follow, stop, resume, delete.")
 
 
 def train(recipe: Annotated[str, typer.Argument(help="A preset, a recipe of the workspace, or a YAML file.")], data: DataOption = None,
           set_: SetOption = [], name: Annotated[str, typer.Option(help="Name of the run.")] = "",  # noqa: B006
-          wait: Annotated[bool, typer.Option(help="Follow it to its end; it runs by itself either way.")] = True,
+          wait: WaitOption = True,
           json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Start a training as a process of its own.
 
@@ -59,11 +61,18 @@ def show_runs(json: JsonOption = False, workspace: WorkspaceOption = None) -> No
 
 def _summary(run: Run) -> dict:
     state, verdict = run.state(), run.verdict()
-    return {"run": run.id, "state": state.state, "update": state.progress.done, "updates": run.spec()["updates"],
+    return {"run": run.id, "state": state.state, "update": state.progress.done, "updates": _planned_updates(run),
             "checkpoints": [checkpoint.step for checkpoint in run.checkpoints()], "verdict": verdict["verdict"] if verdict else None,
             "pick": verdict["pick"]["step"] if verdict else None, "created": state.created,
             "problem": str(Text.from_json(state.problem)) if state.problem else None,
             "hint": str(Text.from_json(state.hint)) if state.hint else None}
+
+
+def _planned_updates(run: Run) -> int | None:
+    try:
+        return run.spec()["updates"]
+    except (StudioError, KeyError):
+        return None  # a damaged folder is listed all the same: it takes room
 
 
 def _print_run(run: Run, json: bool) -> None:
@@ -93,18 +102,21 @@ def show(run: str, json: JsonOption = False, workspace: WorkspaceOption = None) 
 
 
 @run_app.command("follow")
-def follow_job(job: str, workspace: WorkspaceOption = None) -> None:
+def follow_job(job: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Follow a run or job until it ends.
 
     Example: sweetspot run follow last
     """
     found = _find_job(Workspace.open(workspace), job)
-    state = follow(found)
-    say(f"{found.id}: {state.state}")
+    state = follow(found, is_silent=json)
+    if json:
+        print_json({"job": found.id, "state": state.state, "result": state.result})
+    else:
+        say(f"{found.id}: {state.state}")
 
 
 @run_app.command()
-def stop(job: str, grace: Annotated[float, typer.Option(help="Seconds it may take to save and end by itself.")] = 60.0,
+def stop(job: str, grace: Annotated[float, typer.Option(min=0, help="Seconds it may take to save and end by itself.")] = 60.0,
          json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Stop a run or job; a training saves a snapshot first.
 
@@ -119,7 +131,7 @@ def stop(job: str, grace: Annotated[float, typer.Option(help="Seconds it may tak
 
 
 @run_app.command()
-def resume(run: str, wait: bool = True, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+def resume(run: str, wait: WaitOption = True, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Go on with a run that was stopped or killed, from its last saved step.
 
     Example: sweetspot run resume last
@@ -138,7 +150,8 @@ def resume(run: str, wait: bool = True, json: JsonOption = False, workspace: Wor
 
 
 @run_app.command()
-def delete(run: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, workspace: WorkspaceOption = None) -> None:
+def delete(run: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, json: JsonOption = False,
+           workspace: WorkspaceOption = None) -> None:
     """Delete a run with all its checkpoints.
 
     Example: sweetspot run delete last --yes
@@ -148,9 +161,12 @@ def delete(run: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask
         raise StudioError("The run {run} is still running.", "Stop it first with `sweetspot run stop {run}`.", run=found.id)
     size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
     if not yes:
-        typer.confirm(f"Delete {found.id} ({size / 1e6:.0f} MB)?", abort=True)
+        typer.confirm(f"Delete {found.id} ({size / 1e6:.0f} MB)?", abort=True, err=True)
     shutil.rmtree(found.folder)
-    say(f"Deleted {found.id}; {size / 1e6:.0f} MB are free again.")
+    if json:
+        print_json({"deleted": found.id, "freed_bytes": size})
+    else:
+        say(f"Deleted {found.id}; {size / 1e6:.0f} MB are free again.")
 
 
 def judge(run: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
@@ -203,6 +219,9 @@ def merge(model: Annotated[str, typer.Argument(help="RUN@STEP, RUN@pick or RUN@l
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise typer.BadParameter("auto, float32, bfloat16 or float16", param_hint="--dtype")
     place = Workspace.open(workspace)
+    new_model_folder(place, name)
+    if find_model(place, model).adapter is None:
+        raise StudioError("{name} has no adapter to merge.", "Name a checkpoint, for example RUN@pick.", name=model)
     job = merge_job_of(place, model, name, dtype)
     start_job(job)
     state = follow(job, is_silent=json)
