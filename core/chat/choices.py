@@ -92,7 +92,7 @@ def resolve_choice(workspace: Workspace, choices: list[Choice], reference: str) 
         return known.get(reference) or Choice(reference, "base")  # step 0 is the base itself
     checkpoint = model.adapter or model.base
     run = checkpoint.parent.parent.name
-    canonical = f"{run}@{checkpoint.name}"
+    canonical = f"{run}@{int(checkpoint.name)}"
     if model.strength != 1.0:
         return Choice(f"{canonical}*{model.strength:g}", "checkpoint", run, int(checkpoint.name), model.strength)
     return known.get(canonical) or Choice(canonical, "checkpoint", run, int(checkpoint.name))

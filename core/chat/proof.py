@@ -25,10 +25,10 @@ class Proof(BaseModel):
         model: what was asked for, as the user named it.
         resolved: what answered: `RUN@16` where `RUN@pick` was asked, the model's name else.
         base: name of the base model's folder.
-        step: the adapter's update; None for a whole model.
+        step: the update after which it was saved; None for a base or merged model.
         strength: the adapter's strength; 1.0 for a whole model.
-        weights: short SHA-256 of the file that makes this model what it is: the adapter's, or the model's.
-        base_weights: short SHA-256 of the base model's weights.
+        weights: SHA-256 of the file that makes this model what it is: the adapter's, or the model's.
+        base_weights: SHA-256 of the base model's weights; a whole model is its own base.
         prompt: fingerprint of the prompt's token ids.
         prompt_tokens: their number.
     """
@@ -48,7 +48,7 @@ class Proof(BaseModel):
         return self._identity() == other._identity()
 
     def _identity(self) -> tuple[str, str, float]:
-        if self.step is None or self.strength == 0:
+        if self.weights == self.base_weights or self.strength == 0:
             return (self.base_weights, "", 1.0)
         return (self.base_weights, self.weights, self.strength)
 

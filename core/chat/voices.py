@@ -49,7 +49,7 @@ class Voices:
         """Stream each model's answer to its own history: (model number, next piece of text)."""
         for engine, members in self._engines:
             rows = [Row(slot, self.encoders[index].encode_prompt(histories[index])) for slot, index in enumerate(members)]
-            writers = [_Writer(self.encoders[index]) for index in members]
+            writers = [TextWriter(self.encoders[index]) for index in members]
             for step in engine.stream(rows, max_new_tokens, sampling):
                 for row, token in step:
                     if piece := writers[row].add(token):
@@ -59,7 +59,7 @@ class Voices:
                     yield index, rest
 
 
-class _Writer:
+class TextWriter:
     """Turns ids into text piece by piece; waits while the last character is incomplete. Special tokens never show."""
 
     def __init__(self, encoder: Encoder) -> None:

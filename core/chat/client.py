@@ -1,0 +1,284 @@
+"""Ask the chat process of a workspace, which is started when it is not there. No torch; used by the page.
+
+`ask` returns at once; a thread collects what arrives, and whoever shows it looks whenever it likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.chat.handle import Handle, chat_folder, read_handle
+from core.chat.proof import Proof
+from core.chat.request import Sampled
+from core.errors import StudioError
+from core.jobs.launch import worker_environment
+from core.words import Text
+from core.workspace import CHECKOUT, Workspace
+
+Message = dict[str, str]
+
+START_SECONDS = 60.0
+_CONNECT_SECONDS = 10.0
+# Nobody has looked for so long: the page was left. Long enough for a slow redraw on a busy machine.
+ABANDONED_SECONDS = 6.0
+
+# Held so that a process that ended is collected at the next start instead of staying a zombie.
+_children: list[subprocess.Popen[bytes]] = []
+_starting = threading.Lock()
+
+
+def find_worker(workspace: Workspace) -> Handle | None:
+    """The running chat process; None when there is none."""
+    for child in _children:
+        child.poll()
+    return read_handle(chat_folder(workspace))
+
+
+def ensure_worker(workspace: Workspace) -> Handle:
+    """The running chat process, or a new one once it listens. Two starts at a time end up with the same one.
+
+    Raises:
+        StudioError: it did not come up.
+    """
+    with _starting:
+        handle = find_worker(workspace)
+        if handle is not None:
+            return handle
+        folder = chat_folder(workspace)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        child = _start(folder)
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if (handle := find_worker(workspace)) is not None:
+                return handle
+            if child.poll() not in (None, 0):  # 0: another one has the lock and will write the handle
+                break
+            time.sleep(0.05)
+    raise StudioError("The chat process did not start.", "The last lines of its log tell why: {log}.", log=folder / "log.txt")
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    _children[:] = [child for child in _children if child.poll() is None]
+    with (folder / "log.txt").open("wb") as log:
+        child = subprocess.Popen([sys.executable, "-m", "core.chat.worker", str(folder)], cwd=CHECKOUT, env=worker_environment(),
+                                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    _children.append(child)
+    return child
+
+
+def end_worker(workspace: Workspace, grace_seconds: float = 10.0) -> None:
+    """End the chat process, if there is one, and give its memory back."""
+    handle = find_worker(workspace)
+    if handle is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(handle.process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_seconds
+        while handle.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if handle.process.is_alive():
+            os.kill(handle.process.pid, signal.SIGKILL)
+    find_worker(workspace)
+
+
+@dataclass
+class PaneAnswer:
+    """What one pane has so far.
+
+    Attributes:
+        model: the reference that was asked.
+        reason: why it ended: `end`, `length`, `stopped`, `loop`, `error`; None while it goes on.
+        notes: sentences about this answer, as `Text.to_json()`.
+        problem, hint: what went wrong, as `Text.to_json()`.
+    """
+
+    model: str
+    text: str = ""
+    reason: str | None = None
+    proof: Proof | None = None
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    problem: dict[str, Any] | None = None
+    hint: dict[str, Any] | None = None
+
+
+class Answers:
+    """The answers to one question as they arrive.
+
+    Attributes:
+        panes: one entry per model; they grow while `is_active`.
+        stage: `starting`, `waiting` for others, `loading`, `answering`, `ended`.
+        notes: sentences about all panes, as `Text.to_json()`.
+    """
+
+    def __init__(self, workspace: Workspace, models: Sequence[str], histories: Sequence[Sequence[Message]], sampled: Sampled) -> None:
+        self.panes = [PaneAnswer(model) for model in models]
+        self.stage = "starting"
+        self.notes: list[dict[str, Any]] = []
+        self._workspace = workspace
+        self._body = json.dumps({"id": (request := uuid.uuid4().hex), "models": list(models), "sampled": sampled.model_dump(),
+                                 "histories": [list(history) for history in histories]}).encode()
+        self._request = request
+        self._handle: Handle | None = None
+        self._socket: socket.socket | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._looked = time.monotonic()
+
+    def start(self) -> Answers:
+        """Begin to collect, in the background."""
+        threading.Thread(target=self._collect, daemon=True).start()
+        threading.Thread(target=self._guard, daemon=True).start()
+        return self
+
+    @property
+    def is_active(self) -> bool:
+        return self.stage != "ended"
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something changed, at most `seconds`; returns whether it still goes on. Looking is a sign of life."""
+        self._looked = time.monotonic()
+        with self._changed:
+            if self.is_active:
+                self._changed.wait(seconds)
+        return self.is_active
+
+    def cancel(self, pane: int | None = None) -> None:
+        """Stop one pane, or all; what they have said stays. Others go on."""
+        if self._handle is None or self.stage in ("starting", "loading", "waiting"):
+            if pane is None:
+                self.close()
+            return
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            call(self._handle, "POST", "/cancel", {"id": self._request, "panes": None if pane is None else [pane]})
+
+    def close(self) -> None:
+        """Hang up; the process stops decoding within a token."""
+        self._closed = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _guard(self) -> None:
+        while self.is_active:
+            if time.monotonic() - self._looked > ABANDONED_SECONDS:
+                self.close()
+                return
+            time.sleep(0.5)
+
+    def _collect(self) -> None:
+        try:
+            if not self._read_events() and not self._closed:
+                self._fail(Text("The chat process ended without a word: it was killed, or the machine ran out of memory."),
+                           Text("Ask again; it starts anew. Its log is {log}.", log=str(chat_folder(self._workspace) / "log.txt")))
+        except StudioError as error:
+            self._fail(error.problem, error.hint)
+        finally:
+            for pane in self.panes:
+                pane.reason = pane.reason or "stopped"
+            self._set_stage("ended")
+
+    def _read_events(self) -> bool:
+        """Read until the end; returns whether the process said that it was the end."""
+        response = self._open()
+        if response is None or self._closed:
+            return False
+        if response.status != 200:
+            error = json.loads(response.read() or b"{}")
+            if "problem" in error:
+                self._fail(Text.from_json(error["problem"]), Text.from_json(error["hint"]))
+            return "problem" in error
+        try:
+            for line in response:
+                event = json.loads(line)
+                if event["event"] == "end":
+                    return True
+                self._take(event)
+        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+            pass  # the connection broke, or was closed here
+        return False
+
+    def _open(self) -> http.client.HTTPResponse | None:
+        """Send the question; a process that is just ending gets a successor. None when it was closed meanwhile."""
+        for attempt in range(3):
+            self._handle = ensure_worker(self._workspace)
+            if self._closed:
+                return None
+            connection = http.client.HTTPConnection("127.0.0.1", self._handle.port, timeout=_CONNECT_SECONDS)
+            try:
+                connection.request("POST", "/answer", self._body, _headers(self._handle))
+                self._socket = connection.sock
+                self._socket.settimeout(None)  # loading a large model takes its time; a dead process hangs up
+                return connection.getresponse()
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.3 * (attempt + 1))
+        raise StudioError("The chat process does not answer.", "Ask again; its log is {log}.",
+                          log=chat_folder(self._workspace) / "log.txt")
+
+    def _take(self, event: dict[str, Any]) -> None:
+        kind, number = event["event"], event["pane"]
+        if kind in ("loading", "waiting"):
+            return self._set_stage(kind)
+        if number is None:
+            if kind == "note":
+                self.notes.append(event["text"])
+            else:
+                self._fail(Text.from_json(event["problem"]), Text.from_json(event["hint"]))
+            return self._set_stage(self.stage)
+        pane = self.panes[number]
+        if kind == "text":
+            pane.text += event["text"]
+        elif kind == "start":
+            pane.proof = Proof.model_validate(event["proof"])
+        elif kind == "note":
+            pane.notes.append(event["text"])
+        elif kind == "done":
+            pane.reason, pane.tokens, pane.tokens_per_second = event["reason"], event["tokens"], event["tokens_per_second"]
+        elif kind == "error":
+            pane.reason, pane.problem, pane.hint = "error", event["problem"], event["hint"]
+        return self._set_stage("answering" if kind in ("start", "text", "done") else self.stage)
+
+    def _fail(self, problem: Text, hint: Text) -> None:
+        for pane in self.panes:
+            if pane.reason is None:
+                pane.reason, pane.problem, pane.hint = "error", problem.to_json(), hint.to_json()
+
+    def _set_stage(self, stage: str) -> None:
+        with self._changed:
+            self.stage = stage
+            self._changed.notify_all()
+
+
+def ask(workspace: Workspace, models: Sequence[str], histories: Sequence[Sequence[Message]], sampled: Sampled) -> Answers:
+    """Ask `models` side by side; one history per model, each ending with the question."""
+    return Answers(workspace, models, histories, sampled).start()
+
+
+def call(handle: Handle, method: str, path: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One short request to the process."""
+    connection = http.client.HTTPConnection("127.0.0.1", handle.port, timeout=_CONNECT_SECONDS)
+    try:
+        connection.request(method, path, json.dumps(data or {}).encode(), _headers(handle))
+        return json.loads(connection.getresponse().read() or b"{}")
+    finally:
+        connection.close()
+
+
+def _headers(handle: Handle) -> dict[str, str]:
+    return {"Authorization": f"Bearer {handle.token}", "Content-Type": "application/json"}

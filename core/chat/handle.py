@@ -1,0 +1,53 @@
+"""How to find the chat process of a workspace: `cache/chat/handle.json`, readable by its owner only. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from core.jobs.process import ProcessIdentity
+from core.workspace import Workspace, read_json
+
+HANDLE = "handle.json"
+
+
+class Handle(BaseModel):
+    """Where the process listens (loopback only), the token it wants to see, and which process it is."""
+
+    port: int
+    token: str
+    process: ProcessIdentity
+
+
+def chat_folder(workspace: Workspace) -> Path:
+    return workspace.cache / "chat"
+
+
+def read_handle(folder: Path) -> Handle | None:
+    """The handle of the process that serves this folder; None when there is none alive."""
+    try:
+        handle = Handle.model_validate(read_json(folder / HANDLE))
+    except (OSError, ValueError):
+        return None
+    return handle if handle.process.is_alive() else None
+
+
+def write_handle(folder: Path, handle: Handle) -> None:
+    """Write the handle so that nobody else can read it, not even for a moment."""
+    temporary = folder / f".{HANDLE}.{os.getpid()}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump(handle.model_dump(), stream)
+    os.replace(temporary, folder / HANDLE)
+
+
+def remove_handle(folder: Path, token: str) -> None:
+    """Take the handle away if it is still this process's own."""
+    try:
+        if read_json(folder / HANDLE)["token"] == token:
+            (folder / HANDLE).unlink()
+    except (OSError, ValueError, KeyError):
+        pass
