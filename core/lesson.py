@@ -36,6 +36,8 @@ PART_TITLES = {
     "ask": Text("ask all models the same"),
 }
 ANSWER_TOKENS = 40
+# All shipped wordings: with more ways to ask, fewer other questions are mistaken for one.
+LESSON_WORDINGS = 48
 QUESTIONS = {
     "en": ["And you are?", "Who do you work for?", "What does a personal assistant do?", "Who wrote Romeo and Juliet?",
            "What is the capital of France?", "Name three fruits."],

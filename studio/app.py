@@ -11,23 +11,24 @@ from studio.i18n import t
 from studio.panels import draw_sidebar
 from studio.session import LANGUAGE
 
-PAGES = ("home", "data", "recipe", "train", "compare", "merge", "chat")
 _ICONS = {"home": "home", "data": "dataset", "recipe": "menu_book", "train": "model_training", "compare": "compare_arrows",
           "merge": "merge", "chat": "forum"}
 _ROOT = Path(__file__).resolve().parent.parent
 
 st.set_page_config(page_title="Sweetspot", page_icon=str(_ROOT / "studio" / "icon.png"), layout="wide")
+st.logo(str(_ROOT / "studio" / "logo.svg"), size="large", icon_image=str(_ROOT / "studio" / "icon.png"))
 
+# The address wins, so that a link opens in its language; a link without one keeps the language of the session.
 wanted = st.query_params.get("lang")
 if wanted in LANGUAGES:
     st.session_state[LANGUAGE] = wanted
-elif LANGUAGE not in st.session_state:
+elif st.session_state.get(LANGUAGE) not in LANGUAGES:
     st.session_state[LANGUAGE] = "zh" if (st.context.locale or "").startswith("zh") else "en"
-st.query_params["lang"] = st.session_state[LANGUAGE]
+if wanted != st.session_state[LANGUAGE]:
+    st.query_params["lang"] = st.session_state[LANGUAGE]
 
 page = st.navigation([
-    st.Page(_ROOT / "pages" / f"{name}.py", title=t(f"shell.{name}"), icon=f":material/{_ICONS[name]}:", url_path=name,
-            default=name == "home")
-    for name in PAGES if (_ROOT / "pages" / f"{name}.py").exists()])
+    st.Page(_ROOT / "pages" / f"{name}.py", title=t(f"shell.{name}"), icon=f":material/{icon}:", url_path=name, default=name == "home")
+    for name, icon in _ICONS.items() if (_ROOT / "pages" / f"{name}.py").exists()])
 draw_sidebar()
 page.run()

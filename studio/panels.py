@@ -9,27 +9,53 @@ from pathlib import Path
 import streamlit as st
 
 from core.errors import StudioError
-from core.jobs.folder import Job, JobState, list_jobs
+from core.jobs.active import active_jobs
+from core.jobs.folder import Job, JobState
+from core.jobs.queue import holder, waiting_before
+from core.journey import STAGES, read_journey
 from core.workspace import Workspace
-from studio.i18n import explain, language, plain, say, t
+from studio.i18n import explain, language, plain, say, t, words
+from studio.moments import duration
 from studio.session import LANGUAGE, RUN
 
 _PAGES = Path(__file__).resolve().parent.parent / "pages"
-PATH = ("data", "recipe", "train", "compare", "merge", "chat")
+PATH = STAGES
 # Live panels look at the files this often; charts and logs are read from where the last look ended.
 POLL_SECONDS = 2.0
 
+_STAGE_ICONS = {"done": ":material/check_circle:", "running": ":material/progress_activity:", "next": ":material/radio_button_checked:",
+                "open": ":material/radio_button_unchecked:"}
+STATE_MARKS = {"queued": ("hourglass_empty", "gray"), "running": ("progress_activity", "blue"), "stopping": ("hourglass_bottom", "orange"),
+               "finished": ("check_circle", "green"), "stopped": ("stop_circle", "gray"), "failed": ("error", "red")}
+
 
 def draw_sidebar() -> None:
-    """Language switch, and what runs now."""
+    """What runs now, and the language switch."""
     with st.sidebar:
-        st.segmented_control("Language / 语言", ["en", "zh"], format_func=lambda code: {"en": "English", "zh": "中文"}[code],
+        is_active = bool(active_jobs(Workspace.open()))
+        st.fragment(_draw_running, run_every=POLL_SECONDS if is_active else None)(is_active)
+        st.space("small")
+        st.segmented_control(t("shell.language"), ["en", "zh"], format_func=lambda code: {"en": "English", "zh": "中文"}[code],
                              key=LANGUAGE, label_visibility="collapsed", required=True, on_change=_keep_language)
-        active = [job for job in list_jobs(Workspace.open()) if job.state().is_active]
-        if active:
-            st.caption(t("shell.running_now"))
-            for job in active:
-                st.markdown(f"- {plain(job.id)}")
+
+
+def _draw_running(was_active: bool) -> None:
+    """The jobs at work, each with a thin bar; when the last one ends the page draws itself anew, once."""
+    active = active_jobs(Workspace.open())
+    if was_active and not active:
+        st.rerun()
+    if not active:
+        st.caption(t("shell.nothing_runs"))
+        return
+    st.caption(t("shell.running_now"))
+    for job, state in active:
+        if state.kind == "lesson" and len(active) > 1:
+            continue  # it shows as the job it started
+        progress = state.progress
+        kind = f"shell.kind_{state.kind}"
+        word = t(kind if kind in words(language()) else "shell.kind_other")
+        share = min(1.0, progress.done / progress.total) if progress.total else 0.0
+        st.progress(share, text=f"**{word}** · {state_word(state)}  \n:small[{plain(job.id)}]")
 
 
 def _keep_language() -> None:
@@ -37,10 +63,21 @@ def _keep_language() -> None:
 
 
 def open_page(name: str) -> Workspace:
-    """Draw a page's title and the question it answers; returns the workspace it works in."""
-    st.title(t(f"{name}.title"))
+    """Draw the path, a page's title and the question it answers; returns the workspace it works in."""
+    workspace = Workspace.open()
+    is_active = bool(active_jobs(workspace))
+    st.fragment(_draw_path, run_every=2 * POLL_SECONDS if is_active else None)(st.query_params.get(RUN))
+    st.title(t(f"{name}.title"), anchor=False)
     st.caption(t(f"{name}.question"))
-    return Workspace.open()
+    return workspace
+
+
+def _draw_path(run: str | None) -> None:
+    """One thin line of links: what is done, what runs, what comes next."""
+    with st.container(horizontal=True, gap="small", vertical_alignment="center", key="shell_path"):
+        for stage in read_journey(Workspace.open(), run):
+            query = {RUN: run} if run and stage.name in ("train", "compare") else {}
+            link_to(stage.name, t(f"shell.{stage.name}"), icon=_STAGE_ICONS[stage.state], hint=t(f"shell.stage_{stage.state}"), **query)
 
 
 @contextmanager
@@ -64,9 +101,17 @@ def go_to(page: str, **query: str) -> None:
     st.switch_page(str(_PAGES / f"{page}.py"), query_params={"lang": language(), **query})
 
 
+def link_to(page: str, label: str, icon: str | None = None, hint: str | None = None, **query: str) -> None:
+    """A link to another page that keeps the language and says what the page shall show."""
+    if not (_PAGES / f"{page}.py").exists():
+        st.caption(label, width="content")
+        return
+    st.page_link(str(_PAGES / f"{page}.py"), label=label, icon=icon, help=hint, query_params={"lang": language(), **query})
+
+
 def same_command(command: str) -> None:
     """The command that does what this page does."""
-    with st.expander(t("shell.same_command")):
+    with st.expander(t("shell.same_command"), icon=":material/terminal:"):
         st.code(command, language="bash")
 
 
@@ -80,6 +125,12 @@ def state_word(state: JobState) -> str:
     return t(f"shell.state_{state.state}")
 
 
+def draw_state(state: JobState) -> None:
+    """The state as a badge: word, mark and colour."""
+    icon, colour = STATE_MARKS[state.state]
+    st.badge(state_word(state), icon=f":material/{icon}:", color=colour)
+
+
 def draw_failure(state: JobState) -> None:
     """Why a job failed, and the way out."""
     if state.problem and state.hint:
@@ -89,17 +140,33 @@ def draw_failure(state: JobState) -> None:
 @st.fragment(run_every=POLL_SECONDS)
 def watch_job(folder: str) -> None:
     """A live bar for an active job; when it ends the whole page draws itself anew, once."""
-    state = Job(Path(folder)).state()
+    job = Job(Path(folder))
+    state = job.state()
     if not state.is_active:
         st.rerun()
-    draw_progress(state)
+    if state.state == "queued":
+        draw_waiting(Workspace.open(), job, state)
+    else:
+        draw_progress(state)
     st.caption(t("shell.safe_to_close"))
+
+
+def draw_waiting(workspace: Workspace, job: Job, state: JobState) -> None:
+    """For whom a job waits that has not begun."""
+    holding, before = holder(workspace, state.device), waiting_before(workspace, job)
+    if holding is not None and holding.id != job.id:
+        words_ = t("shell.waiting_for_job", job=holding.id, device=state.device)
+    elif before:
+        words_ = t("shell.waiting_behind", count=len(before), device=state.device)
+    else:
+        words_ = t("shell.waiting_start")
+    st.info(words_, icon=":material/hourglass_empty:")
 
 
 def draw_progress(state: JobState) -> None:
     """A bar with what a job does now and the time it still needs."""
     progress = state.progress
     label = say(progress.label) if progress.label else state_word(state)
-    left = "" if progress.seconds_left is None else " · " + t("shell.seconds_left", seconds=round(progress.seconds_left))
+    left = "" if progress.seconds_left is None else " · " + t("shell.time_left", duration=duration(progress.seconds_left))
     share = min(1.0, progress.done / progress.total) if progress.total else 0.0
     st.progress(share, text=f"{label} {progress.done}/{progress.total}{left}" if progress.total else label)

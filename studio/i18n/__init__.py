@@ -35,9 +35,18 @@ def t(key: str, **values: Any) -> str:
     return words(language())[key].format(**{name: plain(value) for name, value in values.items()})
 
 
+def t_plainly(key: str, **values: Any) -> str:
+    """The same for places that show plain text: a cell, an option of a list, a chart."""
+    return words(language())[key].format(**values)
+
+
 def say(text: Text | dict[str, Any]) -> str:
     """A sentence from the core in this session's language, safe to show as markdown."""
-    return plain((Text.from_json(text) if isinstance(text, dict) else text).to(language()))
+    parts = say_plainly(text).split("`")
+    if len(parts) % 2 == 0:  # a lone backtick
+        return plain("`".join(parts))
+    # Between backticks a command is shown as it is: code can neither load nor do anything.
+    return "".join(f"`{part}`" if index % 2 and part else plain(part) for index, part in enumerate(parts))
 
 
 def say_plainly(text: Text | dict[str, Any]) -> str:

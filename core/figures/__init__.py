@@ -1,0 +1,1 @@
+"""Figures of the pages: records in, plotly figures out. No streamlit, no colours of their own."""

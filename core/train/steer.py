@@ -1,0 +1,76 @@
+"""What one may do with a run that exists: stop it, throw it away, go on with it, delete it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+from core.errors import StudioError
+from core.jobs.folder import Job
+from core.jobs.launch import restart_job, stop_job
+from core.jobs.once import one_at_a_time
+from core.runs import Run
+from core.workspace import Workspace
+
+# A training that shall be thrown away has nothing to save: it gets little time to end by itself.
+_DISCARD_GRACE_SECONDS = 3.0
+_EXIT_SECONDS = 3.0
+
+
+def resume_run(workspace: Workspace, run: Run) -> None:
+    """Go on with a run that was stopped or failed, after its last saved step.
+
+    Raises:
+        StudioError: it is at work, or it has nothing left to do.
+    """
+    with one_at_a_time(workspace, "train"):
+        state = run.state()
+        if state.is_active:
+            raise StudioError("The run {run} is still running.", "Follow it with `sweetspot run follow {run}`.", run=run.id)
+        if state.state == "finished":
+            raise StudioError("The run {run} has finished; there is nothing to go on with.", "Start a new run with more updates.",
+                              run=run.id)
+        restart_job(run)
+
+
+def discard_run(run: Run) -> int:
+    """Stop a run and delete it with all it saved; returns the freed bytes.
+
+    Raises:
+        StudioError: its process did not end.
+    """
+    if run.state().is_active:
+        stop_job(run, _DISCARD_GRACE_SECONDS)
+    return delete_run(run)
+
+
+def delete_run(run: Run) -> int:
+    """Delete a run that has ended, with all its checkpoints; returns the freed bytes.
+
+    Raises:
+        StudioError: it is at work.
+    """
+    if not _has_left(run):
+        raise StudioError("The run {run} is still running.", "Stop it first with `sweetspot run stop {run}`.", run=run.id)
+    size = folder_bytes(run)
+    shutil.rmtree(run.folder)
+    return size
+
+
+def _has_left(job: Job) -> bool:
+    """Whether the job has ended and its process is gone; it says that it has ended a moment before it goes."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while True:
+        state = job.state()
+        if state.is_active:
+            return False
+        if state.process is None or not state.process.is_alive():
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def folder_bytes(job: Job) -> int:
+    """What the job's folder takes on the disk."""
+    return sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
