@@ -49,6 +49,10 @@ class Measure:
     def mean_trained(self) -> float:
         return sum(self.trained) / max(1, len(self.trained))
 
+    def mean_below(self, limit: int) -> float:
+        """Mean tokens per row when each is cut at `limit`."""
+        return sum(min(tokens, limit) for tokens in self.tokens) / max(1, len(self.tokens))
+
     def cut_at(self, limit: int) -> list[int]:
         """Places of the rows that are longer than `limit` tokens."""
         return [place for place, tokens in zip(self.places, self.tokens, strict=True) if tokens > limit]

@@ -61,6 +61,29 @@ def find_base(workspace: Workspace, source: str) -> Path:
                       "such as HuggingFaceTB/SmolLM2-135M-Instruct.", name=source)
 
 
+def find_local_base(workspace: Workspace, source: str) -> Path | None:
+    """The same without fetching anything: None for a hub model that is not on this machine yet, or an embedded one not prepared.
+
+    Raises:
+        StudioError: no model is meant by `source`, or its folder is not there.
+    """
+    if source in ("embedded", EMBEDDED_NAME) and not is_prepared(workspace):
+        return None
+    is_hub_id = _HUB_ID.fullmatch(source) and not _is_folder(workspace.models / source)
+    return _hub_copy(source) if is_hub_id and "/" in source else find_base(workspace, source)
+
+
+def _hub_copy(repository: str) -> Path | None:
+    """The newest copy of a repository in the hub's cache; None when there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
 def new_model_folder(workspace: Workspace, name: str) -> Path:
     """The folder that a new model of this name will have.
 

@@ -86,10 +86,14 @@ def lora_parameters(folder: Path, recipe: Recipe) -> int:
     return total
 
 
+def needed_bytes(one: int, plan: Plan) -> int:
+    """Disk that a run takes at most: its snapshots of `one` bytes each, the state for a resume, and some room."""
+    return round(one * (len(plan.snapshot_steps) + _RESUME_COPIES) + _SPARE_BYTES)
+
+
 def check_disk(workspace: Workspace, recipe: Recipe, plan: Plan) -> None:
     """Raises StudioError when the snapshots and the state for a resume would not fit."""
-    one = snapshot_bytes(workspace, recipe)
-    needed = one * (len(plan.snapshot_steps) + _RESUME_COPIES) + _SPARE_BYTES
+    needed = needed_bytes(snapshot_bytes(workspace, recipe), plan)
     free = workspace.free_bytes()
     if needed > free:
         raise StudioError(

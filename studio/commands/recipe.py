@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from core.data.library import load_dataset
+from core.errors import StudioError
+from core.recipe.checks import check_recipe
 from core.recipe.diff import diff_recipes
 from core.recipe.files import change_recipe, dump_recipe, find_recipe, presets, save_recipe
-from core.recipe.plan import plan_updates
+from core.recipe.forecast import Forecast, forecast
 from core.recipe.schema import Recipe
-from core.train.create import check_disk, snapshot_bytes
 from core.workspace import Workspace
-from studio.terminal import JsonOption, WorkspaceOption, print_json, print_table, say
+from studio.terminal import JsonOption, WorkspaceOption, duration, print_json, print_table, say
 
 app = typer.Typer(no_args_is_help=True, help="Recipes: presets, new ones, checks, differences.")
 DataOption = Annotated[str | None, typer.Option("--data", help="Dataset to use in every source.")]
@@ -52,24 +53,55 @@ def new(name: str, preset: Annotated[str, typer.Option("--from", help="Preset or
 @app.command()
 def check(name: str, data: DataOption = None, set_: SetOption = [], json: JsonOption = False,  # noqa: B006
           workspace: WorkspaceOption = None) -> None:
-    """Say what a recipe will do before it does it: updates, snapshots, exposures per row, disk.
+    """Say what a recipe will do before it does it, and what speaks against it; exits 1 when it cannot be started.
 
     Example: sweetspot recipe check identity-lesson-cpu --data alex
     """
     place = Workspace.open(workspace)
     recipe = adapted(find_recipe(place, name), data, set_)
-    rows = sum(len(load_dataset(place, source.dataset).rows(source.groups)) for source in recipe.data.sources)
-    plan = plan_updates(recipe, rows)
-    check_disk(place, recipe, plan)
-    one = snapshot_bytes(place, recipe)
+    findings = check_recipe(place, recipe)
+    try:
+        known = forecast(place, recipe)
+    except StudioError:  # the findings say why
+        known = None
     if json:
-        print_json({"rows": rows, "updates": plan.updates, "snapshot_steps": plan.snapshot_steps, "warmup_updates": plan.warmup_updates,
-                    "exposures_per_row": plan.exposures_per_row, "snapshot_bytes": one})
-        return
+        print_json({"findings": [{"level": finding.level, "code": finding.code, "field": finding.field, "text": str(finding.text),
+                                  "fix": str(finding.fix)} for finding in findings], **_forecast_json(known)})
+    else:
+        if known is not None:
+            _print_forecast(recipe, known)
+        for finding in findings:
+            say(f"{finding.level:8} {finding.text}")
+            say(f"         -> {finding.fix}")
+        if not findings:
+            say("Nothing speaks against starting it.")
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _forecast_json(known: Forecast | None) -> dict[str, object]:
+    if known is None:
+        return {}
+    return {"rows": sum(use.rows for use in known.sources), **asdict(known.plan), "sources": [asdict(use) for use in known.sources],
+            **{key: value for key, value in asdict(known).items() if key not in ("plan", "sources")}}
+
+
+def _print_forecast(recipe: Recipe, known: Forecast) -> None:
+    plan = known.plan
+    rows = sum(use.rows for use in known.sources)
     say(f"{rows} rows, {plan.updates} updates of {recipe.schedule.effective_batch} rows: "
         f"each row is seen {plan.exposures_per_row:.1f} times.")
-    say(f"Snapshots at {', '.join(map(str, plan.snapshot_steps))}; {one / 1e6:.0f} MB each, "
-        f"{one * len(plan.snapshot_steps) / 1e6:.0f} MB in all.")
+    for use in known.sources if len(known.sources) > 1 else []:
+        groups = f" ({', '.join(use.groups)})" if use.groups else ""
+        say(f"  {use.dataset}{groups}: {use.share:.0%} of every update, each of its {use.rows} rows {use.exposures:.1f} times")
+    say(f"{len(plan.snapshot_steps)} snapshots, at {', '.join(map(str, plan.snapshot_steps))}.")
+    if known.snapshot_bytes is not None and known.disk_bytes is not None:
+        say(f"Disk: {known.snapshot_bytes / 1e6:.0f} MB a snapshot, {known.disk_bytes / 1e9:.1f} GB in all.")
+    if known.least_memory_bytes is not None:
+        seen = f"; {known.memory_bytes / 1e9:.1f} GB at its peak in {known.measured_on}" if known.memory_bytes else ""
+        say(f"Memory: at least {known.least_memory_bytes / 1e9:.1f} GB before activations{seen}.")
+    say(f"Time: about {duration(known.seconds)} on {known.device}, at the pace of {known.measured_on}." if known.seconds else
+        "Time: measured after the first run of this model on this device.")
 
 
 @app.command()

@@ -1,0 +1,191 @@
+"""What a recipe is told before it starts, what it will do, and the draft of a change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.data.library import save_dataset
+from core.data.persona import Persona
+from core.data.store import save_persona
+from core.errors import StudioError
+from core.jobs.folder import JobState, create_job
+from core.jobs.process import ProcessIdentity
+from core.machine import Gpu
+from core.models.catalogue import find_local_base
+from core.recipe import Recipe, change_recipe, dump_recipe, load_preset, parse_recipe, save_recipe
+from core.recipe.checks import check_recipe
+from core.recipe.draft import drop_draft, on_card, read_draft, starting_text, write_draft
+from core.recipe.forecast import forecast
+from core.runs import Run
+from core.workspace import Workspace, write_json, write_jsonl, write_text
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    show_gpus(monkeypatch, [])
+
+
+def show_gpus(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu]) -> None:
+    monkeypatch.setattr("core.recipe.checks.read_gpus", lambda: gpus)
+    monkeypatch.setattr("core.recipe.forecast.device_name", lambda: "cuda:0" if gpus else "cpu")
+
+
+@pytest.fixture
+def recipe(workspace: Workspace, tiny_model: Path) -> Recipe:
+    """The lesson's recipe on a persona dataset and the tiny model: nothing speaks against it."""
+    save_persona(workspace, Persona(name="Alex"), [row("near"), row("general")], "alex")
+    return change_recipe(on_dataset(load_preset("identity-lesson-cpu"), "alex"), {"model.source": str(tiny_model)})
+
+
+def on_dataset(recipe: Recipe, name: str) -> Recipe:
+    return change_recipe(recipe, {f"data.sources[{index}].dataset": name for index in range(len(recipe.data.sources))})
+
+
+def row(group: str, text: str = "What?") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "That."}], "group": group, "lang": "en"}
+
+
+def codes(workspace: Workspace, recipe: Recipe, **changes: Any) -> list[str]:
+    found = check_recipe(workspace, change_recipe(recipe, {key.replace("__", "."): value for key, value in changes.items()}))
+    for finding in found:
+        assert str(finding.text) and str(finding.fix)
+    return [finding.code for finding in found]
+
+
+def test_the_lesson_is_left_in_peace(workspace: Workspace, recipe: Recipe) -> None:
+    assert check_recipe(workspace, recipe) == []
+
+
+@pytest.mark.parametrize(("changes", "code"), [
+    ({"data__sources": [{"dataset": "none"}]}, "no_dataset"),
+    ({"data__sources": [{"dataset": "alex", "groups": ["poems"]}]}, "no_rows"),
+    ({"data__sources": [{"dataset": "alex", "groups": ["near"]}]}, "few_rows"),
+    ({"data__max_length": 20}, "cut_rows"),
+    ({"data__max_length": 4096}, "too_long"),
+    ({"probes__dataset": "none"}, "no_probe_dataset"),
+    ({"model__source": "/none"}, "no_model"),
+    ({"model__source": "no such model"}, "no_model"),
+    ({"model__source": "embedded"}, "not_prepared"),
+    ({"model__source": "nobody/has-this-one"}, "to_fetch"),
+    ({"method__targets": ["wq"]}, "no_layers"),
+    ({"device__kind": "cuda"}, "no_gpu"),
+    ({"model__quantization": "nf4"}, "slow_quantization"),
+    ({"model__quantization": "nf4", "method__kind": "full", "schedule__learning_rate": 1e-5}, "frozen_weights"),
+    ({"model__dtype": "bfloat16"}, "slow_dtype"),
+    ({"schedule__learning_rate": 0.1}, "unusual_rate"),
+    ({"schedule__learning_rate": 1e-6}, "unusual_rate"),
+    ({"method__kind": "full"}, None),
+    ({"method__kind": "full", "schedule__learning_rate": 1e-3}, "unusual_rate"),
+    ({"schedule__updates": 3}, "few_updates"),
+    ({"schedule__updates": 20, "schedule__learning_rate": 2e-5}, "few_updates"),
+    ({"schedule__epochs": 30.0}, "many_exposures"),
+    ({"schedule__effective_batch": 500}, "large_batch"),
+    ({"snapshots__count": 2}, "few_snapshots"),
+])
+def test_each_fault_is_found(workspace: Workspace, recipe: Recipe, changes: dict[str, Any], code: str | None) -> None:
+    found = codes(workspace, recipe, **changes)
+    assert code in found if code else found == []
+
+
+def test_errors_come_first_with_their_numbers(workspace: Workspace, recipe: Recipe) -> None:
+    wrong = change_recipe(recipe, {"schedule.updates": 2000, "device.kind": "cuda", "method.targets": ["wq"]})
+    found = check_recipe(workspace, wrong)
+    assert [finding.level for finding in found] == sorted(finding.level for finding in found)
+    many = next(finding for finding in found if finding.code == "many_exposures")
+    assert many.field == "schedule.updates" and "83.3 times" in str(many.text) and "96 rows of alex" in str(many.text)
+    assert many.text.to("zh") != str(many.text) and many.fix.to("zh") != str(many.fix)
+
+
+def test_a_gpu_makes_the_slow_things_fast(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=1, free_bytes=1)])
+    assert codes(workspace, recipe, model__quantization="nf4", device__kind="auto", model__dtype="auto") == []
+    assert forecast(workspace, change_recipe(recipe, {"device.kind": "auto"})).device == "cuda:0"
+
+
+def test_datasets_without_probes_and_full_disks(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_dataset(workspace, "plain", [row("general", f"{number}?") for number in range(20)], "test")
+    assert codes(workspace, recipe, data__sources=[{"dataset": "plain"}]) == ["no_probes"]
+    monkeypatch.setattr(Workspace, "free_bytes", lambda self: 1000)
+    assert codes(workspace, recipe) == ["disk"]
+
+
+def test_who_holds_the_device(workspace: Workspace, recipe: Recipe) -> None:
+    job = create_job(workspace.jobs / "20260101-120000-judge-x-0001", "judge", {})
+    job.write_state(JobState(kind="judge", state="running", created=1.0, process=ProcessIdentity.own()))
+    busy = check_recipe(workspace, recipe)[0]
+    assert busy.code == "busy" and job.id in str(busy.text)
+
+
+def test_no_model_is_fetched_to_look_at_it(workspace: Workspace, tiny_model: Path) -> None:
+    assert find_local_base(workspace, "embedded") is None and find_local_base(workspace, "nobody/has-this") is None
+    assert find_local_base(workspace, str(tiny_model)) == tiny_model
+
+
+def test_the_forecast_is_arithmetic(workspace: Workspace, recipe: Recipe) -> None:
+    known = forecast(workspace, change_recipe(recipe, {"schedule.updates": 48, "schedule.effective_batch": 4, "data.sources": [
+        {"dataset": "alex", "groups": ["identity"], "weight": 1.0}, {"dataset": "alex", "groups": ["near", "general"], "weight": 3.0}]}))
+    assert [(use.rows, use.share, use.exposures) for use in known.sources] == [(96, 0.25, 0.5), (2, 0.75, 72.0)]
+    adapted = 16 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3) * 2
+    weights = 4 * (400 * 64 + 64 + 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 128 + 128))
+    assert known.snapshot_bytes == 4 * adapted and known.least_memory_bytes == weights + 16 * adapted
+    assert known.seconds is None and known.memory_bytes is None and known.tokens and known.tokens > 48 * 4
+    with pytest.raises(StudioError):
+        forecast(workspace, change_recipe(recipe, {"data.sources": [{"dataset": "none"}]}))
+
+
+def test_time_and_memory_come_from_the_newest_run_like_it(workspace: Workspace, recipe: Recipe) -> None:
+    def made(number: int, like: Recipe, speed: float, state: str = "finished", device: str = "cpu") -> str:
+        run = Run(create_job(workspace.runs / f"2026010{number}-120000-x", "train", {}, device).folder)
+        run.write_state(JobState(kind="train", state=state, device=device, created=1.0))
+        write_text(run.folder / "recipe.yaml", dump_recipe(like))
+        write_json(run.folder / "environment.json", {"device": device})
+        write_jsonl(run.folder / "metrics.jsonl", [{"update": n, "tokens_per_second": 1.0 if n == 1 else speed, "memory_bytes": n * 10**6}
+                                                   for n in range(1, 5)])
+        return run.id
+
+    made(1, recipe, 50.0)
+    wanted = made(2, recipe, 100.0)
+    made(3, change_recipe(recipe, {"method.rank": 64}), 1.0)
+    made(4, recipe, 1.0, state="failed")
+    made(5, recipe, 1.0, device="cuda:0")
+    (workspace.runs / "20260106-120000-broken").mkdir()
+    known = forecast(workspace, recipe)
+    assert known.measured_on == wanted and known.memory_bytes == 4 * 10**6
+    assert known.tokens and known.seconds == pytest.approx(known.tokens / 100)
+
+
+def test_a_preset_is_put_on_a_dataset_that_is_here(workspace: Workspace, recipe: Recipe) -> None:
+    save_dataset(workspace, "plain", [row("general")], "test")
+    text = starting_text(workspace, "identity-lesson-replay", "alex")
+    assert "# The remedy" in text and [source.dataset for source in parse_recipe(text, "x").data.sources] == ["alex", "alex"]
+    plain = parse_recipe(starting_text(workspace, "identity-lesson-cpu", "plain"), "x")
+    assert [(source.dataset, source.groups) for source in plain.data.sources] == [("plain", None)]
+    newest = parse_recipe(starting_text(workspace, "identity-lesson-replay"), "x")
+    assert [(source.dataset, source.groups) for source in newest.data.sources] == [("plain", ["general"])]
+    assert "基座模型" in starting_text(workspace, "identity-lesson-cpu", "alex", "zh")
+    save_recipe(workspace, "mine", recipe)
+    assert starting_text(workspace, "mine") == (workspace.recipes / "mine.yaml").read_text(encoding="utf-8")
+    assert parse_recipe(starting_text(workspace, "mine", "plain"), "x").data.sources[0].dataset == "plain"
+    with pytest.raises(StudioError):
+        starting_text(workspace, "none")
+
+
+def test_on_card_keeps_weights(workspace: Workspace) -> None:
+    card = save_dataset(workspace, "mixed", [row("near"), row("identity")], "test").card
+    recipe = change_recipe(load_preset("identity-lesson-replay"), {"data.sources[1].weight": 2.0})
+    sources = on_card(recipe, card).data.sources
+    assert [(source.groups, source.weight) for source in sources] == [(["identity"], 1.0), (["near"], 2.0)]
+
+
+def test_a_draft_outlives_the_page(workspace: Workspace) -> None:
+    assert read_draft(workspace, "mine") is None
+    write_draft(workspace, "mine", "title: [broken")
+    assert read_draft(workspace, "mine") == "title: [broken"
+    drop_draft(workspace, "mine")
+    drop_draft(workspace, "mine")
+    assert read_draft(workspace, "mine") is None
+    with pytest.raises(StudioError):
+        write_draft(workspace, "../mine", "x")
