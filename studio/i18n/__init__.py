@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from core.words import LANGUAGES, Text
 from studio.session import LANGUAGE
 
 _FOLDER = Path(__file__).parent
-_MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_{}[]()<>#+-.!|~$:"})
+_MARKDOWN = str.maketrans({character: "\\" + character for character in "\\`*_{}[]()<>#+-.!|~$:&"})
+# What Streamlit still turns into an arrow, a dash, a picture or a link after all markdown is escaped. A character without width
+# or break (U+2060) between the parts keeps it as it was written.
+_REWRITTEN = re.compile(r"(?<=<)(?=[-=])|(?<=-)(?=[->])|(?<=[>~])(?==)|(?<=:)(?=[\w+-][\w/+-]*:)|(?<=http)(?=s?://)|(?<=www)(?=\.)|(?=@)",
+                        re.IGNORECASE)
 
 
 @cache
@@ -56,7 +61,7 @@ def say_plainly(text: Text | dict[str, Any]) -> str:
 
 def plain(value: Any) -> str:
     """Text that a user, a model or a file wrote, so that markdown shows it and does nothing with it."""
-    return str(value).translate(_MARKDOWN) if isinstance(value, str) else str(value)
+    return _REWRITTEN.sub("\u2060", value).translate(_MARKDOWN) if isinstance(value, str) else str(value)
 
 
 def explain(error: StudioError) -> str:
