@@ -9,3 +9,9 @@ LANGUAGE = "language"
 RUN = "run"  # also a query parameter: the run a page is about
 DATASET = "dataset"
 RECIPE = "recipe"
+
+CHAT_ADDRESS = "chat_address"  # the models in the address when it was last read
+CHAT_EXCHANGES = "chat_exchanges"
+CHAT_LIVE = "chat_live"  # the question being answered: (Exchange, Answers)
+CHAT_NOTICE = "chat_notice"
+CHAT_TALK = "chat_talk"  # also a query parameter: the conversation, as it lies on disk
