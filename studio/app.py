@@ -6,8 +6,10 @@ from pathlib import Path
 
 import streamlit as st
 
+from core.errors import StudioError
 from core.words import LANGUAGES
-from studio.i18n import t
+from core.workspace import Workspace
+from studio.i18n import explain, t
 from studio.panels import draw_sidebar
 from studio.session import LANGUAGE
 
@@ -30,5 +32,10 @@ if wanted != st.session_state[LANGUAGE]:
 page = st.navigation([
     st.Page(_ROOT / "pages" / f"{name}.py", title=t(f"shell.{name}"), icon=f":material/{icon}:", url_path=name, default=name == "home")
     for name, icon in _ICONS.items() if (_ROOT / "pages" / f"{name}.py").exists()])
+try:
+    Workspace.open()
+except StudioError as error:  # nothing can be shown or kept without it
+    st.error(explain(error), icon=":material/error:")
+    st.stop()
 draw_sidebar()
 page.run()

@@ -72,7 +72,7 @@ def _take_from_address(key: str, parameter: str, options: list) -> None:
 
 def _draw_plan_and_start(workspace: Workspace, recipe: Recipe, title: str) -> None:
     plan = plan_on_disk(workspace, recipe)
-    st.markdown(t("train.plan", updates=plan.updates, snapshots=len(plan.snapshot_steps), times=round(plan.exposures_per_row, 1)))
+    st.markdown(t("train.plan", updates=plan.updates, snapshots=len(plan.snapshot_steps), times=f"{plan.exposures_per_row:.3g}"))
     if st.button(t("train.start"), type="primary", icon=":material/play_arrow:", key="train_start"):
         run, is_new = start_once(workspace, recipe, title)
         st.query_params[RUN] = run.id

@@ -7,6 +7,7 @@ before it is drawn.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class GrowingRecords:
         self._forget()
 
     def _forget(self) -> None:
+        self._file = 0
         self._offset = 0
         self._last_bytes = b""
         self._by_update: dict[int, dict[str, Any]] = {}
@@ -54,9 +56,14 @@ class GrowingRecords:
     def _read_new(self) -> None:
         try:
             with self.path.open("rb") as stream:
+                file = os.fstat(stream.fileno()).st_ino
+                if file != self._file:
+                    self._forget()
+                    self._file = file
                 stream.seek(max(0, self._offset - len(self._last_bytes)))
                 if stream.read(len(self._last_bytes)) != self._last_bytes:
                     self._forget()
+                    self._file = file
                     stream.seek(0)
                 self._take(stream.read())
         except FileNotFoundError:
