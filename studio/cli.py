@@ -13,7 +13,7 @@ from core.machine import Finding, diagnose, read_machine
 from core.words import Text
 from core.workspace import Workspace
 from studio.commands import data, lesson, models, recipe, runs
-from studio.launch import DEFAULT_PORT, launch
+from studio.launch import DEFAULT_PORT, check_port, launch
 from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say, say_problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -37,6 +37,7 @@ def studio(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = DEFAU
 
     Example: sweetspot studio --port 6006
     """
+    check_port(port)
     say(f"Sweetspot on http://127.0.0.1:{port}  (from another computer: ssh -L {port}:127.0.0.1:{port} USER@THIS-MACHINE)")
     launch(port)
 

@@ -58,6 +58,13 @@ def say_problem(error: StudioError) -> None:
         errors.print(f"{name}: {' '.join(str(text).splitlines())}", markup=False, soft_wrap=True)
 
 
+def confirm(question: str) -> None:
+    """Ask on stderr, so that stdout stays clean. Raises typer.Abort unless the answer is yes."""
+    errors.print(f"{question} [y/N]: ", end="", markup=False, soft_wrap=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise typer.Abort
+
+
 def ago(seconds_since_epoch: float | None) -> str:
     """A moment as people say it: `3 min ago`."""
     if not seconds_since_epoch:
@@ -88,18 +95,19 @@ class JobBars:
         self._label = ""
 
     def __enter__(self) -> JobBars:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close_bar()
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def show(self, state: JobState) -> None:
         """Draw how the job stands."""
         progress = state.progress
         if progress.label is None:
             return
+        self._progress.start()  # not before there is something to show: an empty bar is an empty line
         label = str(Text.from_json(progress.label))
         if label != self._label:
             self._close_bar()

@@ -10,11 +10,11 @@ import typer
 from core.errors import StudioError
 from core.jobs.folder import create_job, new_job_id
 from core.jobs.launch import start_job
-from core.models.catalogue import find_base, list_models
+from core.models.catalogue import find_base, find_model, list_models
 from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
 from core.models.header import read_header
 from core.workspace import Workspace, check_name
-from studio.terminal import JsonOption, WorkspaceOption, follow, print_json, print_table, say
+from studio.terminal import JsonOption, WorkspaceOption, confirm, follow, print_json, print_table, say
 
 app = typer.Typer(no_args_is_help=True, help="Models: list, add, show, delete.")
 
@@ -83,7 +83,7 @@ def delete(name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not as
     if not folder.is_dir():
         raise StudioError("No model is called {name}.", "`sweetspot models list` shows the models that are here.", name=name)
     if not yes:
-        typer.confirm(f"Delete the model {name}?", abort=True, err=True)
+        confirm(f"Delete the model {name}?")
     shutil.rmtree(folder)
     if json:
         print_json({"deleted": name})
@@ -107,10 +107,13 @@ def chat(
 
     Example: sweetspot chat embedded last@pick alex --ask "Who are you?"
     """
+    place = Workspace.open(workspace)
+    for reference in models:
+        find_model(place, reference)  # a wrong name is said at once
     from core.chat.terminal import Conversation, TerminalSettings  # loads torch: only when somebody chats
 
     settings = TerminalSettings(system, temperature, top_k, top_p, repetition_penalty, seed, max_new_tokens)
-    conversation = Conversation(Workspace.open(workspace), models, settings)
+    conversation = Conversation(place, models, settings)
     if json:
         question = ask if ask is not None else typer.get_text_stream("stdin").read().strip()
         print_json({"question": question, "answers": dict(zip(models, conversation.ask(question), strict=True))})

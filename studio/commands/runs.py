@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Annotated
 
 import typer
 
 from core.errors import StudioError
 from core.jobs.folder import Job
-from core.jobs.launch import restart_job, start_job, stop_job
-from core.judge.verdict import Score, Verdict, choose_by_hand
+from core.jobs.launch import start_job, stop_job
+from core.judge.conclude import choose_step
+from core.judge.verdict import Verdict
 from core.lesson import judge_job_of, merge_job_of
 from core.models.catalogue import find_model, new_model_folder
 from core.recipe.files import find_recipe
 from core.runs import Run, find_run, list_runs
 from core.train.create import describe_resume, start_run
+from core.train.steer import delete_run, folder_bytes, resume_run
 from core.words import Text
-from core.workspace import Workspace, write_json
+from core.workspace import Workspace
 from studio.commands.recipe import DataOption, SetOption, adapted
 from studio.tables import print_scores, print_verdict
-from studio.terminal import JsonOption, WorkspaceOption, ago, duration, follow, print_json, print_table, say
+from studio.terminal import JsonOption, WorkspaceOption, ago, confirm, duration, follow, print_json, print_table, say
 
 WaitOption = Annotated[bool, typer.Option(help="Follow it to its end; it runs by itself either way.")]
 run_app = typer.Typer(no_args_is_help=True, help="One run or job: show, follow, stop, resume, delete.")
@@ -136,14 +137,11 @@ def resume(run: str, wait: WaitOption = True, json: JsonOption = False, workspac
 
     Example: sweetspot run resume last
     """
-    found = find_run(Workspace.open(workspace), run)
-    if found.state().is_active:
-        raise StudioError("The run {run} is still running.", "Follow it with `sweetspot run follow {run}`.", run=found.id)
-    if found.state().state == "finished":
-        raise StudioError("The run {run} has finished; there is nothing to go on with.", "Start a new run with more updates.", run=found.id)
+    place = Workspace.open(workspace)
+    found = find_run(place, run)
+    resume_run(place, found)
     if not json:
         say(f"{found.id} goes on after update {describe_resume(found)}.")
-    restart_job(found)
     if wait:
         follow(found, is_silent=json)
     _print_run(found, json)
@@ -159,10 +157,9 @@ def delete(run: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask
     found = find_run(Workspace.open(workspace), run)
     if found.state().is_active:
         raise StudioError("The run {run} is still running.", "Stop it first with `sweetspot run stop {run}`.", run=found.id)
-    size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
     if not yes:
-        typer.confirm(f"Delete {found.id} ({size / 1e6:.0f} MB)?", abort=True, err=True)
-    shutil.rmtree(found.folder)
+        confirm(f"Delete {found.id} ({folder_bytes(found) / 1e6:.0f} MB)?")
+    size = delete_run(found)
     if json:
         print_json({"deleted": found.id, "freed_bytes": size})
     else:
@@ -194,13 +191,12 @@ def pick(run: str, step: Annotated[int | None, typer.Option(help="Overrule the v
     """
     found = find_run(Workspace.open(workspace), run)
     written = found.verdict()
-    if written is None:
-        raise StudioError("The run {run} is not judged yet.", "Run `sweetspot judge {run}` first.", run=found.id)
-    verdict = Verdict.model_validate(written)
     if step is not None:
-        scores = [Score.model_validate(score) for score in found.scores()]
-        verdict = choose_by_hand(verdict, scores, step)
-        write_json(found.folder / "verdict.json", verdict.model_dump())
+        verdict = choose_step(found, step)
+    elif written is not None:
+        verdict = Verdict.model_validate(written)
+    else:
+        raise StudioError("The run {run} is not judged yet.", "Run `sweetspot judge {run}` first.", run=found.id)
     if json:
         print_json(verdict.model_dump())
     else:
