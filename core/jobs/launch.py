@@ -79,7 +79,12 @@ def _launch(job: Job) -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    return os.environ | {
+    """The environment of every worker.
+
+    OpenMP threads that wait for each other must sleep, not spin: with a second busy process on two cores, spinning made small
+    matrix products 3 to 9 times slower (benchmarks/threads.py).
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
         "TOKENIZERS_PARALLELISM": "false",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from core.data.persona import Persona
-from core.lesson import PART_TITLES, read_lesson, start_lesson
+from core.lesson import LESSON_WORDINGS, PART_TITLES, read_lesson, start_lesson
 from core.runs import find_run
 from core.workspace import Workspace
 from studio.tables import print_scores, print_verdict
@@ -27,7 +27,7 @@ def lesson(
     Example: sweetspot lesson --name Alex
     """
     place = Workspace.open(workspace)
-    persona = Persona(name=name, author=author, languages=[lang])
+    persona = Persona(name=name, author=author, languages=[lang], wordings=LESSON_WORDINGS)
     job = start_lesson(place, persona, remedy)
     if not json:
         say(f"The lesson for {name} runs by itself (job {job.id}); closing this window does not stop it.")
