@@ -57,7 +57,8 @@ class Text:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Text:
         values = {key: Text.from_json(v) if _is_text(v) else v for key, v in data.get("values", {}).items()}
-        return Text(data.get("template", ""), **values)
+        template = data.get("template", "")
+        return Text(template, **values)
 
 
 def _render(value: Any, language: str) -> Any:
