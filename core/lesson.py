@@ -45,9 +45,18 @@ QUESTIONS = {
 }
 
 
-def start_lesson(workspace: Workspace, persona: Persona, remedy: bool = False) -> Job:
-    """Start the lesson as a job; returns at once."""
-    spec = {"persona": persona.model_dump(), "remedy": remedy}
+def start_lesson(workspace: Workspace, persona: Persona, remedy: bool = False, changes: dict[str, str] | None = None) -> Job:
+    """Start the lesson as a job; returns at once.
+
+    Args:
+        changes: fields of its recipes to change, as `{"schedule.updates": "4"}`.
+
+    Raises:
+        StudioError: a change names no field, or its value is not allowed.
+    """
+    spec = {"persona": persona.model_dump(), "remedy": remedy, "changes": changes or {}}
+    for preset in ("identity-lesson-cpu", "identity-lesson-replay"):
+        change_recipe(load_preset(preset), spec["changes"], "--set")
     job = create_job(workspace.jobs / new_job_id("lesson", slug(persona.name)), "lesson", spec)
     parts = PARTS[:4] + (REMEDY_PARTS if remedy else ()) + PARTS[4:]
     write_json(job.folder / "lesson.json", {"parts": {part: {"state": "waiting"} for part in parts}})
@@ -167,7 +176,7 @@ class Lesson:
         name = self._part("data")["dataset"]
         recipe = load_preset(preset)
         sources = [source.model_dump() | {"dataset": name} for source in recipe.data.sources]
-        return change_recipe(recipe, {"data.sources": sources})
+        return change_recipe(recipe, {"data.sources": sources, **self.job.spec()["changes"]})
 
     def _train(self, part: str, preset: str) -> dict[str, Any]:
         title = self._part("data")["dataset"] + ("-replay" if part == "train_remedy" else "")

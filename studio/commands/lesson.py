@@ -10,6 +10,7 @@ from core.data.persona import Persona
 from core.lesson import LESSON_WORDINGS, PART_TITLES, read_lesson, start_lesson
 from core.runs import find_run
 from core.workspace import Workspace
+from studio.commands.recipe import SetOption, settings_of
 from studio.tables import print_scores, print_verdict
 from studio.terminal import JsonOption, WorkspaceOption, duration, follow, print_json, print_table, say
 
@@ -19,6 +20,7 @@ def lesson(
     lang: Annotated[str, typer.Option(help="Language of questions and answers: en or zh.")] = "en",
     author: Annotated[str | None, typer.Option(help="Who made the assistant, if it shall say so.")] = None,
     remedy: Annotated[bool, typer.Option("--remedy", help="Also train with the base model's own answers mixed in, and compare.")] = False,
+    set_: SetOption = [],  # noqa: B006
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -28,7 +30,7 @@ def lesson(
     """
     place = Workspace.open(workspace)
     persona = Persona(name=name, author=author, languages=[lang], wordings=LESSON_WORDINGS)
-    job = start_lesson(place, persona, remedy)
+    job = start_lesson(place, persona, remedy, settings_of(set_))
     if not json:
         say(f"The lesson for {name} runs by itself (job {job.id}); closing this window does not stop it.")
     state = follow(job, is_silent=json)

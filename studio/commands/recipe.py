@@ -135,12 +135,17 @@ def diff(first: str, second: str, json: JsonOption = False, workspace: Workspace
 
 def adapted(recipe: Recipe, dataset: str | None, settings: list[str]) -> Recipe:
     """A recipe with the command line's changes: `--data` for every source, then each `--set field=value`."""
-    changes: dict[str, object] = {}
-    if dataset:
-        changes |= {f"data.sources[{index}].dataset": dataset for index in range(len(recipe.data.sources))}
+    sources = range(len(recipe.data.sources)) if dataset else ()
+    changes = {f"data.sources[{index}].dataset": dataset for index in sources} | settings_of(settings)
+    return change_recipe(recipe, changes, "--set") if changes else recipe
+
+
+def settings_of(settings: list[str]) -> dict[str, str]:
+    """`["schedule.updates=4"]` -> `{"schedule.updates": "4"}`."""
+    changes = {}
     for setting in settings:
         field, separator, value = setting.partition("=")
         if not separator:
             raise typer.BadParameter(f"{setting!r} is not field=value", param_hint="--set")
         changes[field.strip()] = value.strip()
-    return change_recipe(recipe, changes, "--set") if changes else recipe
+    return changes
