@@ -10,10 +10,12 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from core.data.encode import Encoder
-from core.data.library import IDENTITY, NEAR
+from core.data.library import IDENTITY, NEAR, Dataset
 from core.data.measure import Measure, measure_rows
 from core.data.wordings import normalised
 from core.errors import StudioError
@@ -74,6 +76,17 @@ def lint(rows: Sequence[Row], encoder: Encoder | None = None, max_length: int = 
             "The dataset has no probes: what a checkpoint has learned or forgotten can only be judged with the probes of another one.")))
     order = ("error", "warning", "note")
     return sorted((finding for finding in found if finding), key=lambda finding: order.index(finding.level))
+
+
+def lint_dataset(dataset: Dataset, encoder: Encoder | None = None, max_length: int = LENGTH_LIMIT) -> list[Finding]:
+    """The same for a dataset, kept in memory while its rows stay the same."""
+    return list(_lint_kept(dataset.folder, dataset.card.sha256, encoder, max_length))
+
+
+@lru_cache(maxsize=16)
+def _lint_kept(folder: Path, sha256: str, encoder: Encoder | None, max_length: int) -> tuple[Finding, ...]:
+    dataset = Dataset.open(folder)
+    return tuple(lint(dataset.rows(), encoder, max_length, dataset.card.key_phrases, dataset.card.probes))
 
 
 def _answers(row: Row) -> list[str]:

@@ -156,3 +156,9 @@ def list_models(workspace: Workspace) -> list[tuple[str, Path, ModelHeader | Stu
             except StudioError as error:
                 found.append((folder.name, folder, error))
     return found
+
+
+def list_chat_models(workspace: Workspace) -> list[str]:
+    """Names of the models in the workspace that one can chat with, the embedded one first."""
+    names = [name for name, _, header in list_models(workspace) if isinstance(header, ModelHeader) and header.has_chat_template]
+    return [*(["embedded"] if EMBEDDED_NAME in names else []), *(name for name in names if name != EMBEDDED_NAME)]
