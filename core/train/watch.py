@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from core.chat.engine import Engine, Row
 from core.data.encode import Encoder
-from core.data.library import IDENTITY
+from core.data.library import GENERAL, IDENTITY, NEAR
 from core.judge.metrics import share
 from core.judge.scoring import Probe
 from core.runs import Run
@@ -23,8 +23,10 @@ from core.workspace import append_jsonl, read_jsonl, write_jsonl
 # Shares of other questions whose first word has become the identity's, from the study (docs/checkpoints.md, section 5).
 AMBER_HIJACK = 0.08
 RED_HIJACK = 0.15
-_SHOWN = {IDENTITY: 2, "near": 1, "general": 1}
-_SHOWN_TOKENS = 12
+# Looking in must stay cheap beside training: so many probes are watched (near ones fail first), so few answered, so shortly.
+_WATCHED = {NEAR: 8, GENERAL: 8}
+_SHOWN = {IDENTITY: 1, NEAR: 1, GENERAL: 1}
+_SHOWN_TOKENS = 10
 
 
 class Watch:
@@ -35,16 +37,15 @@ class Watch:
 
         Args:
             model: the model in training, not yet trained.
-            probes: the run's probes; those that are no identity questions are watched.
+            probes: the run's probes; some of those that are no identity questions are watched.
             targets: the answers that are taught.
         """
         self.run, self.model, self.encoder = run, model, encoder
         self.engine = Engine(model, encoder.end_ids, encoder.pad_id())
-        others = [probe for probe in probes if probe["group"] != IDENTITY]
-        self.prompts = [encoder.encode_prompt(probe["messages"]) for probe in others]
+        self.prompts = [encoder.encode_prompt(probe["messages"]) for probe in _first(probes, _WATCHED)]
         self.taught_first = {encoder.tokenizer.encode(target, add_special_tokens=False).ids[0] for target in targets}
         self.base_first = self._first_tokens()
-        self.shown = [probe for group, count in _SHOWN.items() for probe in [p for p in probes if p["group"] == group][:count]]
+        self.shown = _first(probes, _SHOWN)
         self.reds_in_a_row = 0
 
     def look(self, update: int) -> str:
@@ -72,6 +73,11 @@ class Watch:
         return [{"question": probe["messages"][-1]["content"], "group": probe["group"],
                  "answer": self.encoder.decode(answer.ids).strip() + ("" if answer.ended else " …")}
                 for probe, answer in zip(self.shown, answers, strict=True)]
+
+
+def _first(probes: Sequence[Probe], counts: dict[str, int]) -> list[Probe]:
+    """The first so many probes of each group."""
+    return [probe for group, count in counts.items() for probe in [item for item in probes if item["group"] == group][:count]]
 
 
 def forget_after(run: Run, update: int) -> None:
