@@ -7,6 +7,7 @@ import streamlit as st
 from core.runs import list_runs
 from studio.i18n import t
 from studio.panels import open_page, same_command
+from studio.session import RECIPE
 from studio.train_panels import choose_run, draw_actions, draw_answers, draw_curves, draw_judging, draw_log, draw_standing
 from studio.train_start import ask_what_to_train
 
@@ -17,8 +18,11 @@ if not runs:
     ask_what_to_train(workspace)
     st.stop()
 
-with st.expander(t("train.another"), icon=":material/add:"):
-    ask_what_to_train(workspace)
+another = st.expander(t("train.another"), icon=":material/add:", key="train_another", on_change="rerun",
+                      expanded=RECIPE in st.query_params)  # a link from the Recipe page opens the form
+if another.open:
+    with another:
+        ask_what_to_train(workspace)
 choice, actions = st.columns([3, 2], vertical_alignment="bottom")
 with choice:
     run = choose_run(workspace, runs)

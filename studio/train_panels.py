@@ -98,9 +98,15 @@ def _draw_standing_now(folder: str, was_active: bool) -> None:
     _draw_alert(run, state)
 
 
+@st.cache_data(max_entries=500, show_spinner=False)
+def _written_title(folder: str) -> str | None:
+    """The title in a run's frozen recipe, which never changes."""
+    return Run(Path(folder)).recipe().title
+
+
 def _title_of(run: Run) -> str:
     """The title of the run's recipe; a preset's is said in the reader's language."""
-    title = run.recipe().title
+    title = _written_title(str(run.folder))
     return next((say_plainly(preset.title) for preset in presets() if str(preset.title) == title), title or "-")
 
 
@@ -120,21 +126,18 @@ def _say_how_it_ended(run: Run, state: JobState) -> None:
 
 
 def _draw_numbers(run: Run, state: JobState) -> None:
-    """Update, loss, speed, memory of the last update, each with its small curve."""
+    """Loss, speed and memory of the last update."""
     records = _records_of(str(run.folder)).read()
     if not records:
         if state.state == "running":
             st.caption(t("train.before_first_update"))
         return
-    last, recent = records[-1], records[-60:]
+    last = records[-1]
     update, loss, speed, memory = st.columns(4)
-    update.metric(t("train.update", total=run.spec()["updates"]), last["update"], border=True, height="stretch",
-                  help=t("train.update_help"))
-    for place, key, value, name in (
-            (loss, "loss", f"{last['loss']:.3f}", "loss"),
-            (speed, "tokens_per_second", f"{last['tokens_per_second']:,.0f}", "speed"),
-            (memory, "memory_bytes", f"{last['memory_bytes'] / 1e9:.1f} GB", "memory")):
-        place.metric(t(f"train.{name}"), value, border=True, help=t(f"train.{name}_help"), chart_data=[record[key] for record in recent])
+    update.metric(t("train.update", total=run.spec()["updates"]), last["update"], border=True, help=t("train.update_help"))
+    loss.metric(t("train.loss"), f"{last['loss']:.3f}", border=True, help=t("train.loss_help"))
+    speed.metric(t("train.speed"), f"{last['tokens_per_second']:,.0f}", border=True, help=t("train.speed_help"))
+    memory.metric(t("train.memory"), f"{last['memory_bytes'] / 1e9:.1f} GB", border=True, help=t("train.memory_help"))
 
 
 def _draw_alert(run: Run, state: JobState) -> None:

@@ -75,6 +75,9 @@ def _draw_plan_and_start(workspace: Workspace, recipe: Recipe, title: str) -> No
     st.markdown(t("train.plan", updates=plan.updates, snapshots=len(plan.snapshot_steps), times=f"{plan.exposures_per_row:.3g}"))
     if st.button(t("train.start"), type="primary", icon=":material/play_arrow:", key="train_start"):
         run, is_new = start_once(workspace, recipe, title)
+        for parameter in (RECIPE, DATASET):
+            st.query_params.pop(parameter, None)
+        st.session_state.pop("train_another", None)  # the fold closes; the run is what one wants to see now
         st.query_params[RUN] = run.id
         st.toast(t("train.started" if is_new else "train.runs_already", run=run.id))
         st.rerun()

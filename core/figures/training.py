@@ -6,15 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from core.train.metrics import POINTS_PER_LINE, series, smooth, thin
 
-# The large panel above, the others below it; key of a record, its scale on the axis.
-_BELOW = (("learning_rate", 1.0), ("tokens_per_second", 1.0), ("memory_bytes", 1e-9))
-# SVG lines are sharp and quick up to here; beyond, WebGL.
-_SVG_POINTS = 1000
+# Where a panel stands, as shares of the figure: (left, right), (bottom, top). The loss is the large one above.
+_PANELS = {
+    "loss": ((0.0, 1.0), (0.47, 1.0)),
+    "learning_rate": ((0.0, 0.28), (0.0, 0.32)),
+    "tokens_per_second": ((0.36, 0.64), (0.0, 0.32)),
+    "memory_bytes": ((0.72, 1.0), (0.0, 0.32)),
+}
+_SCALE = {"memory_bytes": 1e-9}
+_SMOOTHED = ("loss", "tokens_per_second")
 _HEIGHT = 520
+_ALERTS = (("amber", "triangle-up", "#d97706"), ("red", "x", "#dc2626"))
+
+Trace = dict[str, Any]
 
 
 def training_figure(records: Sequence[dict[str, Any]], labels: Mapping[str, str], *, smoothing: float = 0.0,
@@ -32,71 +39,74 @@ def training_figure(records: Sequence[dict[str, Any]], labels: Mapping[str, str]
         planned: updates of the whole run; the axis then shows how much is still to come.
         shown: first and last update to show; None shows all.
     """
-    figure = make_subplots(
-        rows=2, cols=3, specs=[[{"colspan": 3}, None, None], [{}, {}, {}]], row_heights=[0.62, 0.38], vertical_spacing=0.16,
-        horizontal_spacing=0.075)
-    for number, key in enumerate(("loss", *(key for key, _ in _BELOW)), start=1):
-        _title(figure, number, labels[key])
-    updates, losses = series(records, "loss")
-    averaged = smooth(losses, smoothing)
-    if smoothing > 0:
-        _line(figure, updates, losses, 0, labels["loss_raw"], 1, 1, opacity=0.3)
-    _line(figure, updates, averaged, 0, labels["loss"], 1, 1)
-    _mark_snapshots(figure, dict(zip(updates, averaged, strict=True)), snapshots, labels["snapshot"])
-    _mark_alerts(figure, losses, looks, labels)
-    for index, (key, scale) in enumerate(_BELOW):
-        x, y = series(records, key)
-        values = [value * scale for value in y]
-        _line(figure, x, smooth(values, smoothing) if key == "tokens_per_second" else values, index + 1, labels[key], 2, index + 1)
-        figure.update_yaxes(rangemode="tozero", row=2, col=index + 1)
-    figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    figure.update_xaxes(range=list(shown or _whole(updates, planned)), matches="x", zeroline=False,
-                        unifiedhovertitle={"text": labels["update"]})
-    figure.update_yaxes(zeroline=False, exponentformat="e")
-    figure.update_layout(
-        height=_HEIGHT, margin={"l": 8, "r": 8, "t": 34, "b": 8}, hovermode="x unified", dragmode="select", selectdirection="h",
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
-    return figure
+    traces: list[Trace] = []
+    for panel, key in enumerate(_PANELS, start=1):
+        updates, values = series(records, key)
+        values = [value * _SCALE.get(key, 1.0) for value in values]
+        averaged = smooth(values, smoothing) if key in _SMOOTHED else values
+        if key == "loss" and smoothing > 0:
+            traces.append(_line(updates, values, panel, labels["loss_raw"], is_faint=True))
+        traces.append(_line(updates, averaged, panel, labels[key]))
+        if key == "loss":
+            traces += _snapshot_marks(dict(zip(updates, averaged, strict=True)), snapshots, labels["snapshot"])
+            traces += _alert_marks(looks, labels) if updates else []
+    return go.Figure(traces, _layout(labels, shown or _whole(records, planned)))
 
 
-def _whole(updates: Sequence[int], planned: int | None) -> tuple[float, float]:
-    last = max([planned or 1, *updates[-1:]])
+def _whole(records: Sequence[dict[str, Any]], planned: int | None) -> tuple[float, float]:
+    last = max(planned or 1, records[-1]["update"] if records else 1)
     return 0.0, last + max(0.5, 0.01 * last)
 
 
-def _title(figure: go.Figure, panel: int, text: str) -> None:
-    """A title over the left end of a panel, where the eye begins to read a curve."""
-    number = "" if panel == 1 else panel
-    figure.add_annotation(text=text, x=0, xref=f"x{number} domain", xanchor="left", y=1, yref=f"y{number} domain", yanchor="bottom",
-                          yshift=4, showarrow=False, font={"size": 14})
+def _layout(labels: Mapping[str, str], shown: tuple[float, float]) -> dict[str, Any]:
+    """Axes and titles of all panels. Built at once: plotly checks every single change, which would cost a tenth of a second."""
+    layout: dict[str, Any] = {
+        "height": _HEIGHT, "margin": {"l": 44, "r": 8, "t": 34, "b": 24}, "hovermode": "x unified", "dragmode": "select",
+        "selectdirection": "h", "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "annotations": []}
+    for panel, (key, (across, upright)) in enumerate(_PANELS.items(), start=1):
+        number = "" if panel == 1 else str(panel)
+        layout[f"xaxis{number}"] = {"domain": across, "anchor": f"y{number}", "range": list(shown), "zeroline": False,
+                                    "unifiedhovertitle": {"text": labels["update"]}, **({"matches": "x"} if number else {})}
+        layout[f"yaxis{number}"] = {"domain": upright, "anchor": f"x{number}", "rangemode": "tozero", "zeroline": False,
+                                    "exponentformat": "e"}
+        layout["annotations"].append({
+            "text": labels[key], "x": across[0], "xref": "paper", "xanchor": "left", "y": upright[1], "yref": "paper",
+            "yanchor": "bottom", "yshift": 4, "showarrow": False, "font": {"size": 14}})
+    return layout
 
 
-def _line(figure: go.Figure, x: Sequence[float], y: Sequence[float], colour: int, name: str, row: int, column: int,
-          opacity: float = 1.0) -> None:
-    kind = go.Scattergl if len(x) > _SVG_POINTS else go.Scatter
-    x, y = thin(x, y, POINTS_PER_LINE)
-    figure.add_trace(kind(x=x, y=y, name=name, mode="lines" if len(x) > 1 else "markers", opacity=opacity, showlegend=False,
-                          line={"color": _colour(colour), "width": 2.2 if opacity == 1 else 1.2}, marker={"color": _colour(colour)},
-                          hovertemplate="%{y:.4g}"), row=row, col=column)
+def _line(x: Sequence[float], y: Sequence[float], panel: int, name: str, is_faint: bool = False) -> Trace:
+    """One curve. WebGL draws many points faster; a few are sharper as vectors."""
+    few_x, few_y = thin(x, y)
+    return {"type": "scattergl" if len(few_x) > POINTS_PER_LINE // 2 else "scatter", "x": few_x, "y": few_y, "name": name,
+            "mode": "lines" if len(x) > 1 else "markers", "opacity": 0.45 if is_faint else 1.0, "showlegend": False,
+            "line": {"color": _colour(panel), "width": 1.2 if is_faint else 2.2}, "marker": {"color": _colour(panel)},
+            "hovertemplate": "%{y:.4g}", **_axes(panel)}
 
 
-def _colour(index: int) -> str:
-    """The chart colour of this number of the light or the dark theme: Streamlit puts it in for these values."""
-    return f"#{index + 1:06d}"
+def _axes(panel: int) -> dict[str, str]:
+    return {"xaxis": "x", "yaxis": "y"} if panel == 1 else {"xaxis": f"x{panel}", "yaxis": f"y{panel}"}
 
 
-def _mark_snapshots(figure: go.Figure, loss_of: Mapping[int, float], steps: Sequence[int], name: str) -> None:
+def _colour(number: int) -> str:
+    """The chart colour of this number, from 1, of the light or the dark theme: Streamlit puts it in for these values."""
+    return f"#{number:06d}"
+
+
+def _snapshot_marks(loss_of: Mapping[int, float], steps: Sequence[int], name: str) -> list[Trace]:
     known = [step for step in steps if step in loss_of]
-    if known:
-        figure.add_trace(go.Scatter(x=known, y=[loss_of[step] for step in known], name=name, mode="markers", hovertemplate=name,
-                                    marker={"symbol": "diamond", "size": 9, "color": _colour(0)}), row=1, col=1)
+    return [{"type": "scatter", "x": known, "y": [loss_of[step] for step in known], "name": name, "mode": "markers",
+             "hovertemplate": name, "marker": {"symbol": "diamond", "size": 9, "color": _colour(1)}, **_axes(1)}] if known else []
 
 
-def _mark_alerts(figure: go.Figure, losses: Sequence[float], looks: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> None:
+def _alert_marks(looks: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> list[Trace]:
     """Triangles and crosses along the bottom of the loss, so that shape and colour both tell."""
-    for level, symbol, colour in (("amber", "triangle-up", "#d97706"), ("red", "x", "#dc2626")):
+    marks = []
+    for level, symbol, colour in _ALERTS:
         steps = [look["update"] for look in looks if look["level"] == level]
-        if steps and losses:
-            figure.add_trace(go.Scatter(x=steps, y=[0.0] * len(steps), name=labels[level], mode="markers", hovertemplate=labels[level],
-                                        cliponaxis=False, marker={"symbol": symbol, "size": 10, "color": colour}), row=1, col=1)
+        if steps:
+            marks.append({"type": "scatter", "x": steps, "y": [0.0] * len(steps), "name": labels[level], "mode": "markers",
+                          "hovertemplate": labels[level], "cliponaxis": False,
+                          "marker": {"symbol": symbol, "size": 10, "color": colour}, **_axes(1)})
+    return marks

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from core.jobs.folder import Job, JobState
 from core.workspace import Workspace
 
-# state.json -> its change time when it said that the job had ended. A restart writes it anew, so this needs no forgetting.
-_ended: dict[Path, int] = {}
+# Job folder -> change time of its state.json when that said that the job had ended. A restart writes it anew, so this needs no forgetting.
+_ended: dict[str, int] = {}
 
 
 def active_jobs(workspace: Workspace) -> list[tuple[Job, JobState]]:
     """Jobs that wait, run or stop, trainings included, oldest first."""
     found = []
     for parent in (workspace.jobs, workspace.runs):
-        for folder in parent.iterdir():
-            state = _active_state(folder)
-            if state is not None:
-                found.append((Job(folder), state))
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                state = _active_state(entry.path)
+                if state is not None:
+                    found.append((Job(Path(entry.path)), state))
     return sorted(found, key=lambda pair: pair[0].id)
 
 
-def _active_state(folder: Path) -> JobState | None:
-    path = folder / "state.json"
+def _active_state(folder: str) -> JobState | None:
     try:
-        changed = path.stat().st_mtime_ns
+        changed = os.stat(f"{folder}/state.json").st_mtime_ns  # noqa: PTH116 - a Path would cost more than the look itself
     except OSError:
         return None  # a folder being made or deleted, or no job
-    if _ended.get(path) == changed or not (folder / "spec.json").exists():
+    if _ended.get(folder) == changed:
         return None
-    state = Job(folder).state()
+    job = Job(Path(folder))
+    if not (job.folder / "spec.json").exists():
+        return None
+    state = job.state()
     if state.is_active:
         return state
-    _ended[path] = changed
+    _ended[folder] = changed
     return None
 
 

@@ -42,6 +42,13 @@ def at_work(run: Job, state: str = "running", **fields: object) -> None:
     run.write_state(run.state().model_copy(update={"state": state, "process": ProcessIdentity.own(), "ended": None, **fields}))
 
 
+def open_form(open_app: Open, **query: str) -> AppTest:
+    """The page with the fold open in which another training is started."""
+    app = open_app("train", **query)
+    app.session_state["train_another"] = True
+    return app.run()
+
+
 # --- before a run ---
 
 
@@ -90,12 +97,14 @@ def test_an_own_recipe_may_keep_its_own_dataset(open_app: Open, workspace: Works
     app.text_input(key="train_title").input("second try").run()
     app.button(key="train_start").click().run()
     assert "second-try" in started[0].id
+    assert not app.exception
+    assert "train_start" not in keys(app), "the fold has closed"
 
 
 def test_a_recipe_with_errors_is_explained(open_app: Open, workspace: Workspace, made_run: MakeRun) -> None:
     made_run()
     write_text(workspace.recipes / "wrong.yaml", "schedule:\n  updats: 3\n")
-    app = open_app("train", recipe="wrong")
+    app = open_form(open_app, recipe="wrong")
     assert len(app.error) == 1
     assert "train_start" not in keys(app)
 
