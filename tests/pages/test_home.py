@@ -180,7 +180,8 @@ def test_many_runs_are_one_link_away(open_app: Open, made_run: Callable) -> None
 
 
 def test_what_is_wrong_with_the_machine_comes_with_its_way_out(open_app: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    trouble = Finding(level="error", text=Text("missing packages: {names}", names="torch").to_json(), fix=Text("Run `make setup`.").to_json())
+    trouble = Finding(level="error", text=Text("missing packages: {names}", names="torch").to_json(),
+                      fix=Text("Run `make setup`.").to_json())
     monkeypatch.setattr("studio.home_panels.diagnose", lambda _: [trouble])
     shown = texts(open_app("home"))
     assert "missing packages: torch" in shown
