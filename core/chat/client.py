@@ -17,13 +17,13 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.chat.handle import Handle, chat_folder, read_handle
 from core.chat.proof import Proof
 from core.chat.request import Sampled
+from core.chat.talk import Said
 from core.errors import StudioError
 from core.jobs.launch import worker_environment
 from core.words import Text
@@ -96,28 +96,6 @@ def end_worker(workspace: Workspace, grace_seconds: float = 10.0) -> None:
     find_worker(workspace)
 
 
-@dataclass
-class PaneAnswer:
-    """What one pane has so far.
-
-    Attributes:
-        model: the reference that was asked.
-        reason: why it ended: `end`, `length`, `stopped`, `loop`, `error`; None while it goes on.
-        notes: sentences about this answer, as `Text.to_json()`.
-        problem, hint: what went wrong, as `Text.to_json()`.
-    """
-
-    model: str
-    text: str = ""
-    reason: str | None = None
-    proof: Proof | None = None
-    tokens: int = 0
-    tokens_per_second: float = 0.0
-    notes: list[dict[str, Any]] = field(default_factory=list)
-    problem: dict[str, Any] | None = None
-    hint: dict[str, Any] | None = None
-
-
 class Answers:
     """The answers to one question as they arrive.
 
@@ -128,7 +106,7 @@ class Answers:
     """
 
     def __init__(self, workspace: Workspace, models: Sequence[str], histories: Sequence[Sequence[Message]], sampled: Sampled) -> None:
-        self.panes = [PaneAnswer(model) for model in models]
+        self.panes = [Said(model=model) for model in models]
         self.stage = "starting"
         self.notes: list[dict[str, Any]] = []
         self._workspace = workspace
@@ -161,12 +139,13 @@ class Answers:
 
     def cancel(self, pane: int | None = None) -> None:
         """Stop one pane, or all; what they have said stays. Others go on."""
-        if self._handle is None or self.stage in ("starting", "loading", "waiting"):
-            if pane is None:
-                self.close()
-            return
+        if pane is None and self.stage != "answering":
+            return self.close()
+        if self._handle is None:
+            return None
         with contextlib.suppress(OSError, http.client.HTTPException):
             call(self._handle, "POST", "/cancel", {"id": self._request, "panes": None if pane is None else [pane]})
+        return None
 
     def close(self) -> None:
         """Hang up; the process stops decoding within a token."""

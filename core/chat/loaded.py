@@ -54,7 +54,7 @@ class Base:
         Raises:
             StudioError: an adapter does not fit this base.
         """
-        if self.engine is None or not set(voices) <= set(self.voices):
+        if self.engine is None or set(voices) != set(self.voices):
             unstack_adapters(self.model)
             self.engine, self.voices = None, []
             wanted = list(dict.fromkeys(voices))

@@ -30,7 +30,7 @@ from core.workspace import Workspace
 Event = dict[str, Any]
 
 # An answer whose end is one piece of at most so many tokens, so often and so long, has got stuck.
-_LOOP_PERIODS, _LOOP_TIMES, _LOOP_TOKENS = 48, 4, 40
+_LOOP_PERIODS, _LOOP_TIMES, _LOOP_TOKENS = 60, 3, 40
 
 
 @dataclass
