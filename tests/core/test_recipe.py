@@ -127,6 +127,7 @@ def test_diff_lists_changed_fields_only() -> None:
         ("title", a.title, b.title),
         ("data.sources[1]", None, {"dataset": "identity", "groups": ["near", "general"], "weight": 1.0}),
         ("schedule.effective_batch", 4, 8),
+        ("schedule.updates", 24, 36),
     ]
     assert diff_recipes(a, change_recipe(a, {"data.sources[0].weight": 2.0, "method.targets": ["q_proj"]})) == [
         ("method.targets", "all-linear", ["q_proj"]),
@@ -236,12 +237,10 @@ def test_the_lesson_presets_are_those_of_the_study() -> None:
             32,
             0,
         )
-        assert (recipe.schedule.learning_rate, recipe.schedule.shape, recipe.schedule.updates) == (
-            2e-4,
-            "constant",
-            36,
-        )
-        assert len(snapshot_steps(recipe, 36)) == 12
+        assert (recipe.schedule.learning_rate, recipe.schedule.shape) == (2e-4, "constant")
+    assert (alone.schedule.updates, replay.schedule.updates) == (24, 36)
+    assert snapshot_steps(alone, 24) == [*range(1, 14), 15, 17, 19, 21, 24], "every update around the transition"
+    assert len(snapshot_steps(replay, 36)) == 18
     assert [source.groups for source in alone.data.sources] == [["identity"]]
     assert [source.groups for source in replay.data.sources] == [["identity"], ["near", "general"]]
     assert (alone.schedule.effective_batch, replay.schedule.effective_batch) == (4, 8)
