@@ -58,7 +58,7 @@ def _draw_card(workspace: Workspace, dataset: Dataset, encoder: Encoder | None) 
     if encoder is not None:
         measure = measure_dataset(dataset, encoder)
         figures += [("data.tokens_per_row", f"{measure.mean_tokens:.0f}"), ("data.trained_per_row", f"{measure.mean_trained:.0f}"),
-                    ("data.longest_row", str(max(measure.tokens)))]
+                    ("data.longest_row", f"{max(measure.tokens):,}")]
     with st.container(horizontal=True, key="data_card"):
         for key, value in figures:
             st.metric(t(key), value, help=t(f"{key}_help"), border=True)

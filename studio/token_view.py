@@ -16,7 +16,9 @@ from studio.i18n import explain, plain, t, t_plainly
 
 # Beyond this the browser has thousands of coloured spans to lay out; the table below shows them all.
 _SHOWN_TOKENS = 1200
-_COLOURS = {"read": "gray", "trained": "green", "special": "violet", "special_trained": "green"}
+# Kind of piece -> its span: colour of letters and background, so that a pale projector still tells them apart.
+_SPANS = {"read": ":gray-background[{}]", "trained": ":green-background[:green[{}]]", "special": ":violet-background[:violet[{}]]",
+          "special_trained": ":green-background[:green[**{}**]]"}
 
 
 def draw_conversation(encoder: Encoder, messages: list[dict[str, Any]], train_on: TrainOn = "all", max_length: int | None = None) -> None:
@@ -29,8 +31,8 @@ def draw_conversation(encoder: Encoder, messages: list[dict[str, Any]], train_on
     trained = sum(encoded.trained)
     st.markdown(t("data.tokens_counted", tokens=len(encoded.ids), trained=trained,
                   share=round(100 * trained / max(1, len(encoded.ids)))))
-    st.caption(" ".join(f":{colour}-background[{t(key)}]" for colour, key in (
-        ("green", "data.legend_trained"), ("gray", "data.legend_read"), ("violet", "data.legend_special"))) + f"  {t('data.legend_marks')}")
+    legend = [_SPANS[kind].format(t(f"data.legend_{kind}")) for kind in ("trained", "read", "special")]
+    st.markdown(f"{' '.join(legend)} :small[{t('data.legend_marks')}]")
     with st.container(border=True, key="data_tokens"):
         st.markdown(_as_markdown(pieces_of(encoder, encoded, _SHOWN_TOKENS)))
         if len(encoded.ids) > _SHOWN_TOKENS:
@@ -46,15 +48,12 @@ def _as_markdown(pieces: list[Piece]) -> str:
     """Each piece as a span of its own; a line of the conversation is a line on screen."""
     spans = []
     for piece in pieces:
-        text = plain(piece.visible)
-        if piece.kind == "special_trained":
-            text = f"**{text}**"
-        spans.append(f":{_COLOURS[piece.kind]}-background[{text}]" + ("  \n" if piece.ends_line else ""))
+        spans.append(_SPANS[piece.kind].format(plain(piece.visible)) + ("  \n" if piece.ends_line else ""))
     return "".join(spans)
 
 
 def _draw_table(encoder: Encoder, encoded: Encoded) -> None:
-    names = {kind: t_plainly(f"data.kind_{kind}") for kind in _COLOURS}
+    names = {kind: t_plainly(f"data.kind_{kind}") for kind in _SPANS}
     rows = [{t_plainly("data.column_text"): piece.visible, t_plainly("data.column_kind"): names[piece.kind],
              t_plainly("data.column_ids"): " ".join(map(str, piece.ids))} for piece in pieces_of(encoder, encoded)]
     st.dataframe(rows, hide_index=False, height=360, alt=t_plainly("data.tokens_table"))

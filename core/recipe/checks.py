@@ -16,7 +16,7 @@ from core.jobs.queue import holder
 from core.machine import read_gpus
 from core.models.catalogue import find_local_base
 from core.models.header import read_header
-from core.recipe.forecast import Forecast, forecast, selected_rows
+from core.recipe.forecast import Forecast, forecast, rounded, selected_rows
 from core.recipe.schema import Recipe
 from core.train.create import check_disk, lora_parameters
 from core.words import Text
@@ -204,7 +204,7 @@ def _length_of_run(recipe: Recipe, known: Forecast) -> Iterator[Finding]:
         if use.exposures > _MANY_EXPOSURES:
             yield Finding("many_exposures", "warning", Text(
                 "Each of the {rows} rows of {name} is seen {times} times. From about {many} times on a model repeats its rows instead of "
-                "learning from them.", rows=use.rows, name=use.dataset, times=round(use.exposures, 1), many=_MANY_EXPOSURES),
+                "learning from them.", rows=use.rows, name=use.dataset, times=rounded(use.exposures), many=_MANY_EXPOSURES),
                 Text("Add rows, or ask for fewer updates."), field)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.data.library import Card, list_datasets
+from core.errors import StudioError
 from core.recipe.files import change_recipe, dump_recipe, parse_recipe, read_recipe_text, recipe_path
 from core.recipe.schema import Recipe
 from core.workspace import Workspace, check_name, write_text
@@ -25,6 +26,28 @@ def write_draft(workspace: Workspace, name: str, text: str) -> None:
 
 def drop_draft(workspace: Workspace, name: str) -> None:
     _draft_path(workspace, name).unlink(missing_ok=True)
+
+
+def save_draft(workspace: Workspace, name: str, text: str, new_name: str) -> Path:
+    """Save the text of the recipe `name` as the recipe `new_name`, every comment kept, and forget the draft.
+
+    Raises:
+        StudioError: the text has errors, or another recipe has that name.
+    """
+    parse_recipe(text, "recipe")
+    path = workspace.recipes / f"{check_name(new_name, 'recipe')}.yaml"
+    if path.exists() and new_name != name:
+        raise StudioError("There is already a recipe called {name}.", "Choose another name, or delete {path} first.",
+                          name=new_name, path=path)
+    write_text(path, text)
+    drop_draft(workspace, name)
+    return path
+
+
+def delete_recipe(workspace: Workspace, name: str) -> None:
+    """Delete a recipe of the workspace and its draft; runs keep their own frozen copy."""
+    (workspace.recipes / f"{check_name(name, 'recipe')}.yaml").unlink(missing_ok=True)
+    drop_draft(workspace, name)
 
 
 def _draft_path(workspace: Workspace, name: str) -> Path:

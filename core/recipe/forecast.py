@@ -70,6 +70,11 @@ class Forecast:
     measured_on: str | None = None
 
 
+def rounded(times: float) -> float:
+    """How often a row is seen, as people say it: 0.36, 1.5, 125."""
+    return round(times) if times >= 20 else round(times, 1) if times >= 1 else round(times, 2)
+
+
 def forecast(workspace: Workspace, recipe: Recipe) -> Forecast:
     """Say what a recipe will do; loads no weights, fetches nothing.
 

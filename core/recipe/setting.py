@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,6 +141,17 @@ def fields(recipe: Section | type[Section]) -> list[RecipeField]:
 def sections(recipe: type[Section]) -> dict[str, Setting]:
     """The headings: name of each section -> its words."""
     return {name: setting_of(recipe, name) for name in recipe.model_fields if section_type(recipe, name)}
+
+
+def setting_at(recipe: type[Section], path: str) -> Setting:
+    """The words of the field at a dotted path; an item of a list has those of the list.
+
+    Raises:
+        KeyError: there is no such field.
+    """
+    known = {field.path: field.setting for field in fields(recipe)}
+    general = re.sub(r"\[\d+\]", "[]", path)
+    return known[general if general in known else general.removesuffix("[]")]
 
 
 def _walk(recipe: Section | type[Section], prefix: str) -> Iterator[RecipeField]:

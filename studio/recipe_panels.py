@@ -1,0 +1,149 @@
+"""Beside the recipe's form: what will happen if it is started, its YAML, and how it differs from others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core.data.library import list_datasets
+from core.errors import StudioError
+from core.models.prepare import prepare_once
+from core.recipe.checks import Finding, check_recipe
+from core.recipe.diff import diff_recipes
+from core.recipe.document import RecipeError
+from core.recipe.draft import on_card
+from core.recipe.files import find_recipe, list_recipes, presets
+from core.recipe.forecast import Forecast, forecast, rounded
+from core.recipe.schema import Recipe
+from core.recipe.setting import setting_at
+from core.workspace import Workspace
+from studio.i18n import explain, plain, say, say_plainly, t, t_plainly
+from studio.moments import duration
+
+_MARKS = {"error": (":material/error:", "red"), "warning": (":material/warning:", "orange")}
+_CONTEXT_LINES = 3
+
+
+def draw_preflight(workspace: Workspace, recipe: Recipe) -> bool:
+    """What will happen, and what speaks against it; returns whether it can be started."""
+    findings = check_recipe(workspace, recipe)
+    errors = sum(finding.level == "error" for finding in findings)
+    with st.container(border=True, key="recipe_preflight"):
+        if errors:
+            st.badge(t("recipe.cannot_start", count=errors), icon=":material/block:", color="red")
+        elif findings:
+            st.badge(t("recipe.may_start", count=len(findings)), icon=":material/warning:", color="orange")
+        else:
+            st.badge(t("recipe.all_clear"), icon=":material/check_circle:", color="green")
+        for finding in findings:
+            _draw_finding(workspace, finding)
+        try:
+            _draw_forecast(recipe, forecast(workspace, recipe))
+        except StudioError as error:
+            if not errors:
+                st.error(explain(error), icon=":material/error:")
+    return errors == 0
+
+
+def _draw_finding(workspace: Workspace, finding: Finding) -> None:
+    icon, colour = _MARKS[finding.level]
+    field = f" :small[{plain(finding.field)}]" if finding.field else ""
+    st.markdown(f":{colour}[{icon}] {say(finding.text)}{field}  \n:material/arrow_forward: {say(finding.fix)}")
+    if finding.code == "not_prepared" and st.button(t("recipe.prepare"), key="recipe_prepare", icon=":material/build:"):
+        prepare_once(workspace)
+        st.rerun()
+
+
+def _draw_forecast(recipe: Recipe, known: Forecast) -> None:
+    plan = known.plan
+    figures = [("updates", f"{plan.updates:,}"), ("snapshots", str(len(plan.snapshot_steps))),
+               ("exposures", t_plainly("recipe.times", count=f"{rounded(plan.exposures_per_row):,}")),
+               ("time", duration(known.seconds) if known.seconds else t_plainly("recipe.unknown")),
+               ("memory", _memory(known)), ("disk", _size(known.disk_bytes) if known.disk_bytes else t_plainly("recipe.unknown"))]
+    for start in range(0, len(figures), 3):
+        for column, (key, value) in zip(st.columns(3), figures[start:start + 3], strict=True):
+            column.metric(t(f"recipe.{key}"), value, help=t(f"recipe.{key}_help"))
+    st.caption(t("recipe.snapshots_at", steps=", ".join(map(str, plan.snapshot_steps)) if len(plan.snapshot_steps) <= 40 else
+                 t_plainly("recipe.steps_shortened", first=", ".join(map(str, plan.snapshot_steps[:6])), last=plan.snapshot_steps[-1])))
+    if len(known.sources) > 1:
+        names = ("dataset", "share", "rows", "times_seen")
+        st.dataframe([dict(zip((t_plainly(f"recipe.column_{name}") for name in names), (
+            use.dataset + (f" ({', '.join(use.groups)})" if use.groups else ""), f"{use.share:.0%}", use.rows, rounded(use.exposures)),
+            strict=True)) for use in known.sources], hide_index=True, alt=t_plainly("recipe.sources_alt"))
+    st.caption(_founded(recipe, known))
+
+
+def _founded(recipe: Recipe, known: Forecast) -> str:
+    """Where time and memory come from."""
+    where = t("recipe.on_device", device=known.device)
+    if known.measured_on:
+        return where + " " + t("recipe.measured_on", run=known.measured_on)
+    return where + " " + t("recipe.measured_later")
+
+
+def _memory(known: Forecast) -> str:
+    if known.memory_bytes:
+        return _size(known.memory_bytes)
+    least = known.least_memory_bytes
+    return t_plainly("recipe.at_least", size=_size(least)) if least else t_plainly("recipe.unknown")
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def draw_fault(error: StudioError, text: str) -> None:
+    """What is wrong with the text, and its lines around the place."""
+    st.error(explain(error), icon=":material/error:")
+    line = error.line if isinstance(error, RecipeError) else None
+    if line:
+        lines = text.split("\n")
+        first = max(1, line - _CONTEXT_LINES)
+        shown = [f"{'>' if number == line else ' '} {number:4}  {lines[number - 1]}"
+                 for number in range(first, min(len(lines), line + _CONTEXT_LINES) + 1)]
+        st.code("\n".join(shown), language=None)
+
+
+def draw_yaml(text: str, on_change: Any) -> None:
+    """The editor; what is typed here and what the form says are the same text."""
+    st.session_state["recipe_yaml"] = text
+    st.text_area(t("recipe.yaml"), key="recipe_yaml", height=640, on_change=on_change, help=t("recipe.yaml_help"))
+    st.caption(t("recipe.yaml_note"))
+
+
+def draw_difference(workspace: Workspace, recipe: Recipe, name: str) -> None:
+    """Changed fields only, against a preset or another recipe."""
+    own = list_recipes(workspace)
+    others = [*(other for other in own if other == name), *(preset.name for preset in presets() if preset.name not in own),
+              *(other for other in own if other != name)]
+    titles = {preset.name: say_plainly(preset.title) for preset in presets()}
+    chosen = st.selectbox(t("recipe.compare_with"), others, key="recipe_other", format_func=lambda other: t_plainly(
+        "recipe.saved_version", name=other) if other == name and other in own else titles.get(other, other))
+    try:
+        other = find_recipe(workspace, chosen)
+    except StudioError as error:
+        st.error(explain(error), icon=":material/error:")
+        return
+    if chosen in titles and chosen not in own:
+        cards = {dataset.card.name: dataset.card for dataset in list_datasets(workspace)}
+        card = cards.get(recipe.data.sources[0].dataset)
+        other = on_card(other, card) if card else other
+    changes = diff_recipes(other, recipe)
+    if not changes:
+        st.success(t("recipe.no_difference"), icon=":material/check_circle:")
+        return
+    columns = [t_plainly(f"recipe.column_{name}") for name in ("field", "theirs", "mine")]
+    st.dataframe([dict(zip(columns, (say_plainly(setting_at(Recipe, change.path).label) + f" ({change.path})", _value(change.a),
+                                     _value(change.b)), strict=True)) for change in changes],
+                 hide_index=True, alt=t_plainly("recipe.difference_alt"))
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
