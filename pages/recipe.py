@@ -21,7 +21,7 @@ from studio.recipe_state import (
     take_dataset_from_address,
 )
 
-PANELS = ("preflight", "yaml", "difference")
+PANELS = ("yaml", "difference")
 
 workspace = open_page("recipe")
 draw_active_preparation(workspace)
@@ -42,6 +42,7 @@ except StudioError as error:
     recipe = None
     draw_fault(error, text)
 
+can_start = recipe is not None and draw_preflight(workspace, recipe)
 form, beside = st.columns(2, gap="large")
 with form:
     if recipe is None:
@@ -49,15 +50,12 @@ with form:
     else:
         draw_form(workspace, recipe, lambda changes: change_fields(workspace, name, changes))
 with beside:
-    panel = st.segmented_control(t("recipe.panel"), PANELS, default="preflight", required=True, key="recipe_panel",
+    panel = st.segmented_control(t("recipe.panel"), PANELS, default=PANELS[0], required=True, key="recipe_panel",
                                  label_visibility="collapsed", format_func=lambda panel: t_plainly(f"recipe.panel_{panel}"))
-    can_start = recipe is not None
-    if panel == "yaml" or recipe is None:
+    if recipe is None or panel == "yaml":
         draw_yaml(text, lambda: change_text(workspace, name))
-    elif panel == "difference":
-        draw_difference(workspace, recipe, name)
     else:
-        can_start = draw_preflight(workspace, recipe)
+        draw_difference(workspace, recipe, name)
     new_name = draw_saving(workspace, name, text, is_changed)
 
 draw_going_on(workspace, name, new_name, text, is_changed, can_start)

@@ -12,6 +12,7 @@ from core.data.measure import encoder_of
 from core.data.mix import Part, mix_datasets, most_rows, token_shares
 from core.data.persona import Persona, build_rows
 from core.data.store import free_name, save_persona, start_persona
+from core.data.table import table_page
 from core.data.wordings import shipped_languages, wording
 from core.errors import StudioError
 from core.models.catalogue import find_base, list_chat_models
@@ -160,8 +161,10 @@ def _draw_report(found: Imported) -> None:
                 if len(notes) > _NOTES_SHOWN:
                     st.caption(t("data.notes_more", count=len(notes) - _NOTES_SHOWN))
     if found.rows:
-        st.dataframe([{t_plainly(f"data.role_{message['role']}"): message["content"] for message in row["messages"]}
-                      for row in found.rows[:5]], hide_index=True, alt=t_plainly("data.first_rows"))
+        columns = {name: t_plainly(f"data.column_{name}") for name in ("before", "question", "answer")}
+        first = table_page(found.rows, range(min(5, len(found.rows))))
+        st.dataframe([{columns[name]: record[name] for name in columns} for record in first], hide_index=True,
+                     alt=t_plainly("data.first_rows"))
 
 
 def draw_mix_form(workspace: Workspace) -> None:
@@ -170,7 +173,8 @@ def draw_mix_form(workspace: Workspace) -> None:
     if len(datasets) < 2:
         st.info(t("data.mix_needs_two"), icon=":material/dataset:")
         return
-    chosen = st.multiselect(t("data.sources"), list(datasets), default=list(datasets)[:2], key="data_sources", help=t("data.sources_help"))
+    chosen = st.multiselect(t("data.sources"), list(datasets), default=list(datasets)[:2], key="data_sources", help=t("data.sources_help"),
+                            placeholder=t_plainly("data.mix_choose_two"))
     if len(chosen) < 2:
         st.info(t("data.mix_choose_two"), icon=":material/tune:")
         return

@@ -131,12 +131,13 @@ def _draw_rows(workspace: Workspace, dataset: Dataset) -> None:
     records = [{"row": place + 1, **record} for place, record in zip(shown, table_page(rows, shown), strict=True)]
     if not any(record["before"] for record in records):
         records = [{column: value for column, value in record.items() if column != "before"} for record in records]
-    st.data_editor(records, num_rows="dynamic", hide_index=True, key=key, column_config=_columns(dataset), height=420,
-                   alt=t_plainly("data.rows_alt"))
+    st.data_editor(records, num_rows="dynamic", hide_index=True, key=key, column_config=_columns(dataset),
+                   height="auto", alt=t_plainly("data.rows_alt"))
     edits = st.session_state.get(key) or {}
     count = sum(len(edits.get(kind, [])) for kind in ("edited_rows", "added_rows", "deleted_rows"))
     with st.container(horizontal=True, vertical_alignment="center"):
-        save = st.button(t("data.save_rows", count=count), type="primary", icon=":material/save:", key="data_save", disabled=not count)
+        save = st.button(t("data.save_rows", count=count) if count else t("data.save"), type="primary", icon=":material/save:",
+                         key="data_save", disabled=not count)
         st.caption(t("data.rows_note"))
     if save:
         with errors_in_words():
@@ -152,7 +153,7 @@ def _columns(dataset: Dataset) -> dict[str, object]:
         "row": config.NumberColumn(t_plainly("data.column_row"), disabled=True, width=60),
         "group": config.SelectboxColumn(t_plainly("data.group"), options=groups, width=110),
         "lang": config.SelectboxColumn(t_plainly("data.column_lang"), options=list(dict.fromkeys([*dataset.card.languages, "en", "zh"])),
-                                       width=80),
+                                       width=100),
         "before": config.TextColumn(t_plainly("data.column_before"), disabled=True, width="small"),
         "question": config.TextColumn(t_plainly("data.column_question"), width="medium"),
         "answer": config.TextColumn(t_plainly("data.column_answer"), width="large"),

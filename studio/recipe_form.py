@@ -25,6 +25,7 @@ Change = Callable[[Callable[[Recipe], dict[str, Any]]], None]
 # What one press of + or - adds; the schema knows limits, not habits.
 _STEPS = {"schedule.learning_rate": 1e-5, "schedule.epochs": 0.5, "method.dropout": 0.05, "schedule.weight_decay": 0.01,
           "schedule.clip_norm": 0.1}
+_MAY_BE_LEFT_OUT = {"device.micro_batch"}
 _LENGTHS = ("schedule.updates", "schedule.epochs")
 _DROP = "recipe_drop"
 
@@ -32,13 +33,18 @@ _DROP = "recipe_drop"
 def draw_form(workspace: Workspace, recipe: Recipe, change: Change) -> None:
     """The whole form; `change` is called when a reader changes a field."""
     drawn = [field for field in fields(recipe) if _is_shown(recipe, field) and not field.path.startswith("data.sources")]
+    alone: list[RecipeField] = []  # the only basic field of its section needs no heading; such fields share lines at the end
     for name, heading in {"": None, **sections(Recipe)}.items():
         mine = [field for field in drawn if field.setting.level == "basic" and _section(field) == name]
-        if heading is not None and (mine or name == "data"):
+        if heading is not None and name != "data" and len(mine) < 2:
+            alone += mine
+            continue
+        if heading is not None:
             st.markdown(f"**{say(heading.label)}**", help=say(heading.help))
         if name == "data":
             _draw_sources(workspace, recipe, change)
         _draw_fields(workspace, recipe, mine, change)
+    _draw_fields(workspace, recipe, alone, change)
     with st.expander(t("recipe.expert"), icon=":material/tune:"):
         for name, heading in sections(Recipe).items():
             mine = [field for field in drawn if field.setting.level == "expert" and _section(field) == name]
@@ -65,7 +71,7 @@ def _draw_fields(workspace: Workspace, recipe: Recipe, mine: list[RecipeField], 
     """Fields in two columns; a text that may be long gets a line of its own."""
     place: list[Any] = []
     for field in mine:
-        if field.path in ("title", "model.source", "data.system"):
+        if field.path in ("title", "data.system"):
             _draw_field(workspace, recipe, field, change)
             continue
         if field.path == "schedule.updates":
@@ -78,7 +84,7 @@ def _draw_fields(workspace: Workspace, recipe: Recipe, mine: list[RecipeField], 
 
 def _draw_field(workspace: Workspace, recipe: Recipe, field: RecipeField, change: Change) -> None:
     path, about, value = field.path, field.setting, field.default
-    words = {"label": label_of(field), "help": say(about.help), "key": f"recipe_{path}"}
+    words = {"label": label_of(field), "help": help_of(field), "key": f"recipe_{path}"}
     kinds = kinds_at(path)
 
     def give(convert: Callable[[Any], Any] = lambda given: given) -> dict[str, Any]:
@@ -90,9 +96,9 @@ def _draw_field(workspace: Workspace, recipe: Recipe, field: RecipeField, change
         st.selectbox(options=list(dict.fromkeys([*models, value])), accept_new_options=True, **words, **give())
     elif path == "probes.dataset":
         names = [dataset.card.name for dataset in list_datasets(workspace) if dataset.card.probes]
-        _show(words["key"], value)
-        st.selectbox(options=list(dict.fromkeys([None, *names, value])), format_func=lambda name: name or t_plainly("recipe.first_dataset"),
-                     **words, **give())
+        _show(words["key"], value or "")  # None would be shown as nothing chosen
+        st.selectbox(options=list(dict.fromkeys(["", *names, value or ""])), **words, **give(lambda name: name or None),
+                     format_func=lambda name: name or t_plainly("recipe.first_dataset"))
     elif about.choices:
         meanings = dict(about.choices)
         _show(words["key"], value)
@@ -114,9 +120,18 @@ def _draw_field(workspace: Workspace, recipe: Recipe, field: RecipeField, change
 
 
 def label_of(field: RecipeField) -> str:
-    """The label with the unit, as markdown."""
+    """The label, as markdown; tokens are named, other units are in the label's own words."""
     about = field.setting
-    return say(about.label) if about.unit is None else t("recipe.with_unit", label=say_plainly(about.label), unit=say_plainly(about.unit))
+    is_tokens = about.unit is not None and about.unit.template == "tokens"
+    return t("recipe.in_tokens", label=say_plainly(about.label)) if is_tokens else say(about.label)
+
+
+def help_of(field: RecipeField) -> str:
+    """What it does, and its limits with their unit."""
+    about = field.setting
+    if about.choices or about.range is None:
+        return say(about.help)
+    return f"{say(about.help)}\n\n{t('recipe.range', range=say_plainly(about.range))}"
 
 
 def _show(key: str, value: Any) -> None:
@@ -127,9 +142,9 @@ def _show(key: str, value: Any) -> None:
 def _draw_number(path: str, least: Any, most: Any, value: Any, is_float: bool, words: dict[str, str], give: Callable[..., Any]) -> None:
     kind = float if is_float else int
     _show(words["key"], None if value is None else kind(value))
-    st.number_input(min_value=kind(least), max_value=kind(most), step=kind(_STEPS.get(path, 1)), value=None,
-                    format="%.2e" if path == "schedule.learning_rate" else "%g" if is_float else "%d",
-                    placeholder=t_plainly("recipe.automatic"), **words, **give())
+    may_be_left_out = {"value": None, "placeholder": t_plainly("recipe.automatic")} if path in _MAY_BE_LEFT_OUT else {}
+    st.number_input(min_value=kind(least), max_value=kind(most), step=kind(_STEPS.get(path, 1)), **may_be_left_out, **words, **give(),
+                    format="%.2e" if path == "schedule.learning_rate" else "%g" if is_float else "%d")
 
 
 def _names_or_word(text: str) -> str | list[str]:
@@ -165,7 +180,7 @@ def _draw_length(recipe: Recipe, change: Change) -> None:
     first.segmented_control(t("recipe.length_in"), _LENGTHS, key="recipe_length_in", required=True, help=t("recipe.length_help"),
                             format_func=lambda name: say_plainly(by_path[name].setting.label), on_change=other_length)
     about = by_path[path].setting
-    words = {"label": label_of(by_path[path]), "help": say(about.help), "key": f"recipe_{path}"}
+    words = {"label": label_of(by_path[path]), "help": help_of(by_path[path]), "key": f"recipe_{path}"}
     with second:
         _draw_number(path, about.minimum, about.maximum, by_path[path].default, path == _LENGTHS[1], words,
                      lambda: {"on_change": lambda: change(lambda _: {path: st.session_state[words["key"]]})})

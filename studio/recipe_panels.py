@@ -39,10 +39,9 @@ def draw_preflight(workspace: Workspace, recipe: Recipe) -> bool:
         for finding in findings:
             _draw_finding(workspace, finding)
         try:
-            _draw_forecast(recipe, forecast(workspace, recipe))
-        except StudioError as error:
-            if not errors:
-                st.error(explain(error), icon=":material/error:")
+            _draw_forecast(forecast(workspace, recipe))
+        except StudioError:
+            pass  # the findings say why nothing can be told
     return errors == 0
 
 
@@ -55,15 +54,15 @@ def _draw_finding(workspace: Workspace, finding: Finding) -> None:
         st.rerun()
 
 
-def _draw_forecast(recipe: Recipe, known: Forecast) -> None:
+def _draw_forecast(known: Forecast) -> None:
     plan = known.plan
     figures = [("updates", f"{plan.updates:,}"), ("snapshots", str(len(plan.snapshot_steps))),
                ("exposures", t_plainly("recipe.times", count=f"{rounded(plan.exposures_per_row):,}")),
                ("time", duration(known.seconds) if known.seconds else t_plainly("recipe.unknown")),
                ("memory", _memory(known)), ("disk", _size(known.disk_bytes) if known.disk_bytes else t_plainly("recipe.unknown"))]
-    for start in range(0, len(figures), 3):
-        for column, (key, value) in zip(st.columns(3), figures[start:start + 3], strict=True):
-            column.metric(t(f"recipe.{key}"), value, help=t(f"recipe.{key}_help"))
+    with st.container(horizontal=True, gap="medium", key="recipe_figures"):
+        for key, value in figures:
+            st.metric(t(f"recipe.{key}"), value, help=t(f"recipe.{key}_help"), width="content")
     st.caption(t("recipe.snapshots_at", steps=", ".join(map(str, plan.snapshot_steps)) if len(plan.snapshot_steps) <= 40 else
                  t_plainly("recipe.steps_shortened", first=", ".join(map(str, plan.snapshot_steps[:6])), last=plan.snapshot_steps[-1])))
     if len(known.sources) > 1:
@@ -71,12 +70,12 @@ def _draw_forecast(recipe: Recipe, known: Forecast) -> None:
         st.dataframe([dict(zip((t_plainly(f"recipe.column_{name}") for name in names), (
             use.dataset + (f" ({', '.join(use.groups)})" if use.groups else ""), f"{use.share:.0%}", use.rows, rounded(use.exposures)),
             strict=True)) for use in known.sources], hide_index=True, alt=t_plainly("recipe.sources_alt"))
-    st.caption(_founded(recipe, known))
+    st.caption(_founded(known))
 
 
-def _founded(recipe: Recipe, known: Forecast) -> str:
+def _founded(known: Forecast) -> str:
     """Where time and memory come from."""
-    where = t("recipe.on_device", device=known.device)
+    where = t("recipe.on_device", device=known.device) if known.device != "cpu" else t("recipe.on_processor")
     if known.measured_on:
         return where + " " + t("recipe.measured_on", run=known.measured_on)
     return where + " " + t("recipe.measured_later")
@@ -108,7 +107,7 @@ def draw_fault(error: StudioError, text: str) -> None:
 def draw_yaml(text: str, on_change: Any) -> None:
     """The editor; what is typed here and what the form says are the same text."""
     st.session_state["recipe_yaml"] = text
-    st.text_area(t("recipe.yaml"), key="recipe_yaml", height=640, on_change=on_change, help=t("recipe.yaml_help"))
+    st.text_area(t("recipe.yaml"), key="recipe_yaml", height=560, on_change=on_change, help=t("recipe.yaml_help"))
     st.caption(t("recipe.yaml_note"))
 
 

@@ -49,7 +49,7 @@ def _as_markdown(pieces: list[Piece]) -> str:
     spans = []
     for piece in pieces:
         spans.append(_SPANS[piece.kind].format(plain(piece.visible)) + ("  \n" if piece.ends_line else ""))
-    return "".join(spans)
+    return "\u200b".join(spans)  # a line may break between tokens, and only there
 
 
 def _draw_table(encoder: Encoder, encoded: Encoded) -> None:

@@ -5,7 +5,7 @@ A model's own answers are the best rehearsal (self-synthesised rehearsal, Huang 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.data.encode import Encoder
 from core.jobs.folder import Job
@@ -14,14 +14,18 @@ from core.judge.metrics import words
 from core.words import Text
 from core.workspace import Workspace, read_jsonl, write_jsonl
 
+if TYPE_CHECKING:
+    from core.chat.engine import Answer, Engine
+
 # An answer that repeats a run of this many words so often has got stuck; a model would imitate that.
 _LOOP_WORDS, _LOOP_TIMES = 3, 3
 _ROWS_PER_BATCH = 64
+_REPORT_TOKENS = 4
 
 
 def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:
     """Answer the prompts in `prompts.jsonl` of the job's folder with the model `spec["model"]`; rows go to `rows.jsonl`."""
-    from core.chat.engine import Engine, Row
+    from core.chat.engine import Engine
     from core.chat.stacked import Adapter
     from core.data.store import finish_replay
     from core.models.catalogue import find_base
@@ -38,11 +42,11 @@ def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
     engine = Engine.load(base, [Adapter("base")], encoder.end_ids, encoder.pad_id(), choose_dtype("auto", device), device)
     rows, stuck = [], 0
     for start in range(0, len(prompts), _ROWS_PER_BATCH):
-        if recorder.stop_requested():
-            return {}
-        recorder.progress(start, len(prompts), Text("the base model answers in its own words"))
         part = prompts[start:start + _ROWS_PER_BATCH]
-        answers = engine.answer([Row(0, encoder.encode_prompt(row["messages"])) for row in part], spec["max_new_tokens"])
+        answers = _answer(engine, [encoder.encode_prompt(row["messages"]) for row in part], spec["max_new_tokens"], recorder,
+                          start, len(prompts))
+        if answers is None:
+            return {}
         for row, answer in zip(part, answers, strict=True):
             text = encoder.decode(answer.ids).strip()
             if not text or is_stuck(text):
@@ -55,6 +59,26 @@ def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
     write_jsonl(job.folder / "rows.jsonl", rows)
     recorder.progress(len(prompts), len(prompts), Text("the base model answers in its own words"))
     return {"answered": len(rows), "left_out": stuck, **finish_replay(workspace, spec, rows)}
+
+
+def _answer(engine: Engine, prompts: list[list[int]], max_new_tokens: int, recorder: Recorder, before: int,
+            total: int) -> list[Answer] | None:
+    """The answers of one batch; None when asked to stop. A batch takes half a minute on a processor, so it reports within."""
+    from core.chat.engine import Answer, Row
+
+    answers = [Answer() for _ in prompts]
+    ends = set(engine.end_ids.tolist())
+    for length, pairs in enumerate(engine.stream([Row(0, prompt) for prompt in prompts], max_new_tokens)):
+        if recorder.stop_requested():
+            return None
+        if length % _REPORT_TOKENS == 0:
+            recorder.progress(before + len(prompts) * length // max_new_tokens, total, Text("the base model answers in its own words"))
+        for index, token in pairs:
+            if token in ends:
+                answers[index].ended = True
+            else:
+                answers[index].ids.append(token)
+    return answers
 
 
 def is_stuck(text: str) -> bool:

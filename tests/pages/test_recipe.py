@@ -76,8 +76,6 @@ def test_a_form_change_is_a_change_of_the_text(ready: Workspace, open_app: OpenA
     done(app)
     text = read_draft(ready, PRESET) or ""
     assert draft(ready).schedule.updates == 48 and "# rows that one update sees" in text, "comments stay"
-    app.segmented_control(key="recipe_panel").set_value("yaml")
-    done(app)
     assert app.text_area(key="recipe_yaml").value == text and "not saved yet" in texts(app)
     app.text_input(key="recipe_title").input("Mine: a <b>title</b>")
     done(app)
@@ -89,8 +87,6 @@ def test_a_form_change_is_a_change_of_the_text(ready: Workspace, open_app: OpenA
 
 def test_a_text_change_is_a_change_of_the_form(ready: Workspace, open_app: OpenApp) -> None:
     app = open_app("recipe")
-    app.segmented_control(key="recipe_panel").set_value("yaml")
-    done(app)
     text = app.text_area(key="recipe_yaml").value
     app.text_area(key="recipe_yaml").set_value(text.replace("rank: 16", "rank: 8 # mine"))
     done(app)
@@ -102,8 +98,6 @@ def test_a_text_change_is_a_change_of_the_form(ready: Workspace, open_app: OpenA
 
 def test_a_fault_in_the_text_is_shown_at_its_line(ready: Workspace, open_app: OpenApp) -> None:
     app = open_app("recipe")
-    app.segmented_control(key="recipe_panel").set_value("yaml")
-    done(app)
     text = app.text_area(key="recipe_yaml").value
     line = next(number for number, row in enumerate(text.split("\n"), 1) if "rank: 16" in row)
     app.text_area(key="recipe_yaml").set_value(text.replace("rank: 16", "rnk: 16"))
