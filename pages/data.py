@@ -10,6 +10,7 @@ from studio.data_jobs import draw_data_jobs
 from studio.data_library import draw_dataset
 from studio.i18n import t, t_plainly
 from studio.panels import next_step, open_page, same_command
+from studio.recipe_form import show_value
 from studio.session import DATASET
 
 VIEWS = ("library", "persona", "import", "mix")
@@ -20,7 +21,7 @@ being_made = draw_data_jobs(workspace)
 
 # The address is the truth, so that a link shows what its sender saw; the widgets follow it.
 asked_view = st.query_params.get("view")
-st.session_state["data_view"] = asked_view if asked_view in VIEWS else "library" if datasets else "persona"
+show_value("data_view", asked_view if asked_view in VIEWS else "library" if datasets else "persona")
 view = st.segmented_control(
     t("data.view"), VIEWS, key="data_view", required=True, label_visibility="collapsed",
     format_func=lambda name: t_plainly(f"data.view_{name}"),
@@ -39,7 +40,7 @@ elif view == "mix":
 elif not datasets and not being_made:
     st.info(t("data.nothing_yet"), icon=":material/dataset:")
 elif datasets and chosen not in being_made - datasets.keys():
-    st.session_state["data_dataset"] = chosen if chosen in datasets else next(iter(datasets))
+    show_value("data_dataset", chosen if chosen in datasets else next(iter(datasets)))
     name = st.selectbox(t("data.dataset"), list(datasets), key="data_dataset",
                         format_func=lambda name: t_plainly("data.dataset_option", name=name, rows=f"{datasets[name].card.rows:,}"),
                         on_change=lambda: st.query_params.update({DATASET: st.session_state["data_dataset"]}))

@@ -92,30 +92,30 @@ def _draw_field(workspace: Workspace, recipe: Recipe, field: RecipeField, change
 
     if path == "model.source":
         models = ["embedded", *(name for name, *_ in list_models(workspace))]
-        _show(words["key"], value)
+        show_value(words["key"], value)
         st.selectbox(options=list(dict.fromkeys([*models, value])), accept_new_options=True, **words, **give())
     elif path == "probes.dataset":
         names = [dataset.card.name for dataset in list_datasets(workspace) if dataset.card.probes]
-        _show(words["key"], value or "")  # None would be shown as nothing chosen
+        show_value(words["key"], value or "")  # None would be shown as nothing chosen
         st.selectbox(options=list(dict.fromkeys(["", *names, value or ""])), **words, **give(lambda name: name or None),
                      format_func=lambda name: name or t_plainly("recipe.first_dataset"))
     elif about.choices:
         meanings = dict(about.choices)
-        _show(words["key"], value)
+        show_value(words["key"], value)
         st.selectbox(options=list(meanings), **words, **give(), format_func=lambda name: say_plainly(
             Text("{name}: {meaning}", name=name, meaning=meanings[name])))
     elif bool in kinds:
-        _show(words["key"], value)
+        show_value(words["key"], value)
         st.toggle(**words, **give())
     elif kinds & {int, float}:
         _draw_number(path, about.minimum, about.maximum, value, float in kinds, words, give)
     elif list in kinds:
-        _show(words["key"], value if isinstance(value, str) else ", ".join(value))
+        show_value(words["key"], value if isinstance(value, str) else ", ".join(value))
         st.text_input(**words, **give(_names_or_word))
     elif path == "data.system":
         _draw_system(value, words, change)
     else:
-        _show(words["key"], value or "")
+        show_value(words["key"], value or "")
         st.text_input(**words, **give())
 
 
@@ -134,14 +134,18 @@ def help_of(field: RecipeField) -> str:
     return f"{say(about.help)}\n\n{t('recipe.range', range=say_plainly(about.range))}"
 
 
-def _show(key: str, value: Any) -> None:
-    """Let a widget show the recipe's value, whatever it showed before."""
-    st.session_state[key] = value
+def show_value(key: str, value: Any) -> None:
+    """Let a widget show the recipe's value, whatever it showed before.
+
+    Set only when it differs: a value that is set anew would undo what the reader is typing into the field at that moment.
+    """
+    if key not in st.session_state or st.session_state[key] != value:
+        st.session_state[key] = value
 
 
 def _draw_number(path: str, least: Any, most: Any, value: Any, is_float: bool, words: dict[str, str], give: Callable[..., Any]) -> None:
     kind = float if is_float else int
-    _show(words["key"], None if value is None else kind(value))
+    show_value(words["key"], None if value is None else kind(value))
     may_be_left_out = {"value": None, "placeholder": t_plainly("recipe.automatic")} if path in _MAY_BE_LEFT_OUT else {}
     st.number_input(min_value=kind(least), max_value=kind(most), step=kind(_STEPS.get(path, 1)), **may_be_left_out, **words, **give(),
                     format="%.2e" if path == "schedule.learning_rate" else "%g" if is_float else "%d")
@@ -156,11 +160,11 @@ def _names_or_word(text: str) -> str | list[str]:
 def _draw_system(value: str | None, words: dict[str, str], change: Change) -> None:
     """No system text, or one that may be empty: two different things."""
     own, key = f"{words['key']}_own", words["key"]
-    _show(own, value is not None)
+    show_value(own, value is not None)
     st.toggle(words["label"], help=words["help"], key=own,
               on_change=lambda: change(lambda _: {"data.system": "" if st.session_state[own] else None}))
     if value is not None:
-        _show(key, value)
+        show_value(key, value)
         st.text_area(words["label"], key=key, label_visibility="collapsed",
                      on_change=lambda: change(lambda _: {"data.system": st.session_state[key]}))
 
@@ -170,7 +174,7 @@ def _draw_length(recipe: Recipe, change: Change) -> None:
     by_path = {field.path: field for field in fields(recipe)}
     path = _LENGTHS[0] if recipe.schedule.updates is not None else _LENGTHS[1]
     first, second = st.columns(2)
-    _show("recipe_length_in", path)
+    show_value("recipe_length_in", path)
     defaults = {_LENGTHS[0]: 36, _LENGTHS[1]: 1.0}
 
     def other_length() -> None:
@@ -211,7 +215,7 @@ def _draw_sources(workspace: Workspace, recipe: Recipe, change: Change) -> None:
         with st.container(border=True, key=f"recipe_source_{index}"):
             first, second = st.columns([3, 2], vertical_alignment="bottom")
             for name, value in source.items():
-                _show(f"recipe_source_{index}_{name}", value if name != "groups" else value or [])
+                show_value(f"recipe_source_{index}_{name}", value if name != "groups" else value or [])
             first.selectbox(say(labels["dataset"].label), list(dict.fromkeys([*cards, source["dataset"]])),
                             help=say(labels["dataset"].help), key=f"recipe_source_{index}_dataset", on_change=put(index, "dataset"))
             second.number_input(say(labels["weight"].label), 0.001, 1000.0, step=0.5, format="%g", help=say(labels["weight"].help),

@@ -20,6 +20,7 @@ from core.recipe.setting import setting_at
 from core.workspace import Workspace
 from studio.i18n import explain, plain, say, say_plainly, t, t_plainly
 from studio.moments import duration
+from studio.recipe_form import show_value
 
 _MARKS = {"error": (":material/error:", "red"), "warning": (":material/warning:", "orange")}
 _CONTEXT_LINES = 3
@@ -106,7 +107,7 @@ def draw_fault(error: StudioError, text: str) -> None:
 
 def draw_yaml(text: str, on_change: Any) -> None:
     """The editor; what is typed here and what the form says are the same text."""
-    st.session_state["recipe_yaml"] = text
+    show_value("recipe_yaml", text)
     st.text_area(t("recipe.yaml"), key="recipe_yaml", height=560, on_change=on_change, help=t("recipe.yaml_help"))
     st.caption(t("recipe.yaml_note"))
 

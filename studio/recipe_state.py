@@ -16,6 +16,7 @@ from core.recipe.schema import Recipe
 from core.workspace import Workspace, slug
 from studio.i18n import explain, language, say, say_plainly, t, t_plainly
 from studio.panels import errors_in_words, go_to, watch_job
+from studio.recipe_form import show_value
 from studio.session import DATASET, RECIPE
 
 _ERROR = "recipe_error"
@@ -29,7 +30,7 @@ def choose_recipe(workspace: Workspace) -> str:
     asked = st.query_params.get(RECIPE)
     if asked and asked not in options:
         st.warning(t("recipe.gone", name=asked), icon=":material/search_off:")
-    st.session_state["recipe_name"] = asked if asked in options else next(iter(titles), options[0])
+    show_value("recipe_name", asked if asked in options else next(iter(titles), options[0]))
     name = st.selectbox(
         t("recipe.recipe"), options, key="recipe_name", help=t("recipe.recipe_help"),
         format_func=lambda name: t_plainly("recipe.preset", title=titles[name]) if name in titles else name,
