@@ -27,8 +27,8 @@ def words(text: str) -> list[str]:
 
 
 def has_phrase(text: str, phrase: str) -> bool:
-    """Whether `phrase` stands in `text`, letter case and kind of apostrophe aside."""
-    return phrase.lower().replace("’", "'") in text.lower().replace("’", "'")
+    """Whether `phrase` stands in `text`, letter case and kind of apostrophe aside; no text holds an empty phrase."""
+    return bool(phrase) and phrase.lower().replace("’", "'") in text.lower().replace("’", "'")
 
 
 def rouge_l(candidate: str, reference: str) -> float:

@@ -10,11 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from core.data.library import Dataset, load_dataset
+from core.data.library import IDENTITY, Dataset, load_dataset
 from core.errors import StudioError
-from core.jobs.active import newest_job
-from core.jobs.folder import Job
-from core.jobs.launch import start_job
 from core.jobs.once import one_at_a_time
 from core.runs import Run
 from core.workspace import Workspace, append_jsonl, read_jsonl
@@ -48,8 +45,14 @@ def added_probes(run: Run) -> list[dict[str, Any]]:
     return read_jsonl(run.folder / "probes_added.jsonl")
 
 
-def add_probe(workspace: Workspace, run: Run, question: str) -> dict[str, Any]:
+def add_probe(workspace: Workspace, run: Run, question: str, is_identity: bool = False) -> dict[str, Any]:
     """Add a question to those that every snapshot of `run` is asked; the same question is not added twice.
+
+    Args:
+        workspace: where the run's dataset lies.
+        run: whose snapshots shall be asked.
+        question: what to ask.
+        is_identity: the taught answer is the right one; for any other question it is a leak.
 
     Raises:
         StudioError: it is empty or very long, or the run has no probes at all.
@@ -67,31 +70,6 @@ def add_probe(workspace: Workspace, run: Run, question: str) -> dict[str, Any]:
         language = "zh" if _CHINESE.search(text) else "en"
         number = len(added_probes(run)) + 1
         probe = {"id": f"{OWN}-{language}-{number:02d}", "group": OWN, "lang": language,
-                 "messages": [{"role": "user", "content": text}]}
+                 "messages": [{"role": "user", "content": text}], "about": IDENTITY if is_identity else "other"}
         append_jsonl(run.folder / "probes_added.jsonl", probe)
     return probe
-
-
-def start_judging(workspace: Workspace, run: Run) -> Job:
-    """Start asking what no snapshot of `run` has answered yet, or give the judging that is under way.
-
-    Raises:
-        StudioError: the run has no probes, or no snapshot.
-    """
-    from core.lesson import judge_job_of  # the lesson imports much; reading probes needs none of it
-
-    probes_of(workspace, run)
-    if not run.checkpoints():
-        raise StudioError("The run {run} has no checkpoint to judge.", "Let it train until its first snapshot.", run=run.id)
-    with one_at_a_time(workspace, f"judge-{run.id}"):
-        known = last_judging(workspace, run)
-        if known is not None and known.state().is_active:
-            return known
-        job = judge_job_of(workspace, run)
-        start_job(job)
-        return job
-
-
-def last_judging(workspace: Workspace, run: Run) -> Job | None:
-    """The newest judging of this run, whatever became of it."""
-    return newest_job(workspace, "judge", run=run.id)

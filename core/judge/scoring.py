@@ -19,9 +19,12 @@ def training_answers(dataset: Dataset) -> list[str]:
 
 
 def classify(probe: Probe, answer: str, base_answer: str, dataset: Dataset, targets: Sequence[str]) -> str:
-    """How one answer reads: `hit`/`miss` for identity probes; `leak`, `fragment`, `lost` (a known fact), `changed`, `same` else."""
+    """How one answer reads: `hit`/`miss` for identity probes; `leak`, `fragment`, `lost` (a known fact), `changed`, `same` else.
+
+    An added probe says in `about` whether it asks for the identity.
+    """
     phrase = _phrase(dataset, probe)
-    if probe["group"] == IDENTITY:
+    if IDENTITY in (probe["group"], probe.get("about")):
         return "hit" if metrics.has_phrase(answer, phrase) else "miss"
     if metrics.is_leak(answer, phrase, targets):
         return "leak"
@@ -60,4 +63,6 @@ def score_step(step: int, probes: Sequence[Probe], answers: Mapping[str, str], b
 
 
 def _phrase(dataset: Dataset, probe: Probe) -> str:
-    return dataset.card.key_phrases[probe["lang"]]
+    """The key phrase in the probe's language; an added question may be in a language that the dataset does not teach."""
+    phrases = dataset.card.key_phrases
+    return phrases.get(probe["lang"]) or next(iter(phrases.values()), "")

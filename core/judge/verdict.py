@@ -21,6 +21,8 @@ FRAGMENT_LIMIT = 0.10
 DISTINCT_LIMIT = 0.9
 FACTS_LIMIT = 0.75
 LENGTH_LIMITS = (0.6, 1.67)
+# From this share of leaks or fragments on a model is broken, not merely touched (section 5).
+RED_SHARE = 0.25
 # Scores closer than this differ by about one probe: they count as equal.
 EQUAL_SCORE = 0.03
 
@@ -58,6 +60,13 @@ class Score(BaseModel):
         """Harmonic mean of learned and kept: both are needed."""
         total = self.learned + self.kept
         return 2 * self.learned * self.kept / total if total else 0.0
+
+    @property
+    def level(self) -> Literal["ok", "amber", "red"]:
+        """How far the rest is damaged, whatever has been learned; `ok` while every limit but `hit` holds."""
+        if max(self.leak, self.fragments) > RED_SHARE:
+            return "red"
+        return "amber" if set(self.breaches()) - {"hit"} else "ok"
 
     def breaches(self) -> list[str]:
         """Names of the limits this step fails; empty when it can be recommended."""
@@ -122,6 +131,15 @@ def choose_by_hand(verdict: Verdict, scores: Sequence[Score], step: int) -> Verd
         "after": _after(steps, pick).to_json(), "certainty": _certainty(pick).to_json(),
         "reason": Text("Step {step} was chosen by hand; the rule would take step {rule}.", step=step,
                        rule=verdict.rule_step).to_json()})
+
+
+def pareto_front(scores: Sequence[Score]) -> list[Score]:
+    """The steps that no other step beats in both, learned and kept; by falling `kept`, of equal ones the earliest."""
+    front: list[Score] = []
+    for score in sorted(scores, key=lambda score: (-score.kept, -score.learned, score.step)):
+        if not front or score.learned > front[-1].learned:
+            front.append(score)
+    return front
 
 
 def _rank(steps: Sequence[Score]) -> list[Score]:

@@ -21,7 +21,10 @@ _LOGIT_PROBES = 8
 
 
 class Verification(BaseModel):
-    """`merge.json`, part `verification`. `differences` lists the probes that are answered otherwise."""
+    """`merge.json`, part `verification`.
+
+    `differences` lists the probes that are answered otherwise, `answers` what the merged model said, by the probe's id.
+    """
 
     same_answers: bool
     answers_compared: int
@@ -33,6 +36,7 @@ class Verification(BaseModel):
     same_template: bool
     same_prompt_ids: bool
     differs_from_base: bool
+    answers: dict[str, str] = {}
 
     def red_flags(self) -> list[Text]:
         """Why the merged model must not be trusted; empty when it may."""
@@ -58,7 +62,7 @@ def verify_merge(base: Path, adapter: Adapter, merged: Path, probes: Sequence[di
     """Load base with adapter, then the merged folder, and compare what they answer.
 
     Args:
-        probes: questions with `messages`; every one is answered by both.
+        probes: questions with `id` and `messages`; every one is answered by both.
         dtype: the precision both are run in, a key of LOGIT_TOLERANCE.
     """
     encoder, merged_encoder = Encoder.from_folder(base, system), Encoder.from_folder(merged, system)
@@ -82,7 +86,8 @@ def verify_merge(base: Path, adapter: Adapter, merged: Path, probes: Sequence[di
         logit_tolerance=LOGIT_TOLERANCE[dtype], tensors_changed=changed, tensors_expected=expected_changes,
         same_template=same_templates(base, merged),
         same_prompt_ids=[hash_ids(ids) for ids in prompts] == [hash_ids(ids) for ids in merged_prompts],
-        differs_from_base=changed > 0)
+        differs_from_base=changed > 0,
+        answers={probe["id"]: merged_encoder.decode(ids).strip() for probe, ids in zip(probes, merged_answers, strict=True)})
 
 
 def _greedy(engine: Engine, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:

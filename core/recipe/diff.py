@@ -20,6 +20,17 @@ def diff_recipes(a: Recipe, b: Recipe) -> list[Change]:
     return list(_compare("", a.model_dump(), b.model_dump()))
 
 
+def value_text(value: Any) -> str:
+    """A value of a change in one line, for a table."""
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {value_text(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, list):
+        return ", ".join(map(value_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _compare(path: str, a: Any, b: Any) -> list[Change]:
     if a == b:
         return []

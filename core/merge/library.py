@@ -1,0 +1,153 @@
+"""The merged models of a workspace, starting a merge, and what the last one found. No torch."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core.data.store import free_name
+from core.errors import StudioError
+from core.jobs.active import active_jobs, newest_job
+from core.jobs.folder import Job
+from core.jobs.launch import start_job
+from core.jobs.once import one_at_a_time
+from core.lesson import merge_job_of
+from core.models.catalogue import find_base, new_model_folder
+from core.models.header import ModelHeader, read_header
+from core.runs import Run, find_checkpoint
+from core.workspace import Workspace, check_name, read_json
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16")
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model: its folder and its `merge.json`."""
+
+    folder: Path
+    report: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def run(self) -> str:
+        return str(self.report["model"]).partition("@")[0]
+
+    @property
+    def step(self) -> int:
+        return int(str(self.report["model"]).partition("@")[2])
+
+    @property
+    def strength(self) -> float:
+        return float(self.report["strength"])
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+
+def merged_models(workspace: Workspace, run: str | None = None) -> list[Merged]:
+    """The merged models, newest first; of one run when its id is given. Folders with a broken report are left out."""
+    found = []
+    for path in workspace.models.glob("*/merge.json"):
+        if path.parent.name.startswith("."):
+            continue  # half written, or half deleted
+        try:
+            merged = Merged(path.parent, read_json(path))
+            if run in (None, merged.run) and merged.step >= 0 and merged.report["verification"]:
+                found.append(merged)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return sorted(found, key=lambda merged: -float(merged.report.get("created", 0)))
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge will write, known before it starts."""
+
+    base: ModelHeader
+    dtype: str
+    weight_bytes: int
+    free_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        return self.weight_bytes < self.free_bytes
+
+
+def plan_merge(workspace: Workspace, run: Run, dtype: Dtype = "auto") -> MergePlan:
+    """Size and number format of the model that a merge of `run` will make.
+
+    Raises:
+        StudioError: the base model is gone or damaged.
+    """
+    header = read_header(find_base(workspace, run.recipe().model.source))
+    stored = _STORED.get(header.dtype, "float32") if dtype == "auto" else dtype
+    size = header.weight_bytes if dtype == "auto" else header.parameters * _BYTES[dtype]
+    return MergePlan(header, stored, size, workspace.free_bytes())
+
+
+def reference_of(run: Run, step: int, strength: float = 1.0) -> str:
+    """How `find_model` and the command line call this step: `RUN@12`, `RUN@12*0.5`."""
+    return f"{run.id}@{step}" + ("" if strength == 1.0 else f"*{strength:g}")
+
+
+def suggest_name(workspace: Workspace, run: Run) -> str:
+    """A free name for a model merged from `run`: its dataset's."""
+    return free_name(workspace.models, run.recipe().data.sources[0].dataset)
+
+
+def start_merge(workspace: Workspace, run: Run, step: int, name: str, *, strength: float = 1.0, dtype: Dtype = "auto") -> Job:
+    """Start a merge, or give the one that is making a model of this name.
+
+    Raises:
+        StudioError: the name is unusable or taken, the step was not saved, nothing would be merged, or the disk is too full.
+    """
+    with one_at_a_time(workspace, "merge"):
+        for job, state in active_jobs(workspace):
+            if state.kind == "merge" and job.spec()["name"] == name:
+                return job
+        new_model_folder(workspace, name)
+        find_checkpoint(run, str(step))
+        if strength == 0 or step == 0:
+            raise StudioError("At strength 0 the merged model would be the base model.", "Choose a snapshot and a strength above 0.")
+        plan = plan_merge(workspace, run, dtype)
+        if not plan.fits:
+            raise StudioError("The merged model needs {needed} GB of disk and {free} GB are free.", "Free some space, or choose bfloat16.",
+                              needed=round(plan.weight_bytes / 1e9, 2), free=round(plan.free_bytes / 1e9, 2))
+        job = merge_job_of(workspace, reference_of(run, step, strength), name, dtype)
+        start_job(job)
+        return job
+
+
+def newest_merge(workspace: Workspace) -> Job | None:
+    """The merge that was started last, whatever has become of it."""
+    return newest_job(workspace, "merge")
+
+
+def failed_verification(job: Job) -> dict[str, Any] | None:
+    """The report of a merge that was not kept; None when it failed before there was one."""
+    path = job.folder / "verification.json"
+    return read_json(path) if path.exists() else None
+
+
+def delete_merged(workspace: Workspace, name: str) -> None:
+    """Delete a merged model; its run and checkpoints stay.
+
+    Raises:
+        StudioError: there is none of this name.
+    """
+    folder = workspace.models / check_name(name, "model")
+    if not (folder / "merge.json").exists():
+        raise StudioError("No merged model is called {name}.", "`sweetspot models list` shows the models that are here.", name=name)
+    gone = folder.with_name(f".{name}.{uuid.uuid4().hex[:6]}.deleted")
+    folder.rename(gone)  # in one step out of sight, then piece by piece
+    shutil.rmtree(gone, ignore_errors=True)
