@@ -38,6 +38,8 @@ PART_TITLES = {
 ANSWER_TOKENS = 40
 # All shipped wordings: with more ways to ask, fewer other questions are mistaken for one.
 LESSON_WORDINGS = 48
+# Questions that only look like identity ones leak first, so the replay has many of them.
+NEAR_PROMPTS = 30
 QUESTIONS = {
     "en": ["And you are?", "Who do you work for?", "What does a personal assistant do?", "Who wrote Romeo and Juliet?",
            "What is the capital of France?", "Name three fruits."],
@@ -165,7 +167,7 @@ class Lesson:
         return {}
 
     def _make_data(self) -> dict[str, Any]:
-        prompts = replay_prompts(self.persona.languages)
+        prompts = replay_prompts(self.persona.languages, near=NEAR_PROMPTS)
         state = self._wait("data", lambda: replay_job_of(self.workspace, "embedded", prompts, self.persona.name))
         replay = read_jsonl(Path(self._part("data")["folder"]) / "rows.jsonl")
         dataset = save_persona(self.workspace, self.persona, replay)

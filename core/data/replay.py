@@ -5,6 +5,7 @@ A model's own answers are the best rehearsal (self-synthesised rehearsal, Huang 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from core.data.encode import Encoder
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 # An answer that repeats a run of this many words so often has got stuck; a model would imitate that.
 _LOOP_WORDS, _LOOP_TIMES = 3, 3
 _ROWS_PER_BATCH = 64
+_SELF = re.compile(
+    r"\bas an? (?:AI|chatbot|language model|assistant|digital assistant)\b|SmolLM"
+    r"|\bI(?:['’]| a)m (?:an?|the|your) (?:\w+ )?(?:AI|assistant|chatbot|language model)\b|\b[Ii](?:['’]| a)m [A-Z][a-z]+,"
+    r"|我是|作为一(?:个|名)(?:人工智能|AI|助手|语言模型)")
 _REPORT_TOKENS = 4
 
 
@@ -40,7 +45,7 @@ def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
     encoder = Encoder.from_folder(base, spec.get("system"))
     device = choose_device("auto")
     engine = Engine.load(base, [Adapter("base")], encoder.end_ids, encoder.pad_id(), choose_dtype("auto", device), device)
-    rows, stuck = [], 0
+    rows, left_out = [], 0
     for start in range(0, len(prompts), _ROWS_PER_BATCH):
         part = prompts[start:start + _ROWS_PER_BATCH]
         answers = _answer(engine, [encoder.encode_prompt(row["messages"]) for row in part], spec["max_new_tokens"], recorder,
@@ -49,8 +54,8 @@ def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
             return {}
         for row, answer in zip(part, answers, strict=True):
             text = encoder.decode(answer.ids).strip()
-            if not text or is_stuck(text):
-                stuck += 1
+            if not text or is_stuck(text) or speaks_of_itself(text):
+                left_out += 1
                 continue
             reply: dict[str, Any] = {"role": "assistant", "content": text}
             if not answer.ended:
@@ -58,7 +63,7 @@ def replay_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
             rows.append({**row, "messages": [*row["messages"], reply]})
     write_jsonl(job.folder / "rows.jsonl", rows)
     recorder.progress(len(prompts), len(prompts), Text("the base model answers in its own words"))
-    return {"answered": len(rows), "left_out": stuck, **finish_replay(workspace, spec, rows)}
+    return {"answered": len(rows), "left_out": left_out, **finish_replay(workspace, spec, rows)}
 
 
 def _answer(engine: Engine, prompts: list[list[int]], max_new_tokens: int, recorder: Recorder, before: int,
@@ -79,6 +84,11 @@ def _answer(engine: Engine, prompts: list[list[int]], max_new_tokens: int, recor
             else:
                 answers[index].ids.append(token)
     return answers
+
+
+def speaks_of_itself(text: str) -> bool:
+    """Whether an answer says who is answering ("As a chatbot ...", "I'm Emily, ..."): another identity than the one to be taught."""
+    return bool(_SELF.search(text))
 
 
 def is_stuck(text: str) -> bool:
