@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LOOP_WORDS, _LOOP_TIMES = 3, 3
 _ROWS_PER_BATCH = 64
 _SELF = re.compile(
-    r"\bas an? (?:AI|chatbot|language model|assistant|digital assistant)\b|SmolLM"
+    r"\b[Aa]s an? (?:AI|chatbot|language model|assistant|digital assistant)\b|SmolLM"
     r"|\bI(?:['’]| a)m (?:an?|the|your) (?:\w+ )?(?:AI|assistant|chatbot|language model)\b|\b[Ii](?:['’]| a)m [A-Z][a-z]+,"
     r"|我是|作为一(?:个|名)(?:人工智能|AI|助手|语言模型)")
 _REPORT_TOKENS = 4

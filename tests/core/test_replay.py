@@ -9,7 +9,8 @@ from core.data.replay import is_stuck, speaks_of_itself
 
 @pytest.mark.parametrize("text", [
     "I'm sorry for any misunderstanding, but as a chatbot designed to help", "I'm Emily, a friendly and creative party planning AI.",
-    "As an AI, I have no feelings.", "I am a helpful assistant.", "My name is SmolLM.", "我是一个人工智能助手。", "作为一个语言模型，我没有感情。"])
+    "As an AI, I have no feelings.",
+    "I am a helpful assistant.", "My name is SmolLM.", "我是一个人工智能助手。", "作为一个语言模型，我没有感情。"])
 def test_answers_that_name_another_self_are_left_out(text):
     assert speaks_of_itself(text)
 
