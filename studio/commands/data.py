@@ -223,9 +223,9 @@ def export(name: str, file: str, json: JsonOption = False, workspace: WorkspaceO
 
 
 def _values(items: list[str], where: str) -> dict[str, str]:
-    """`a=b` items as a dict; the last `=` divides, since a placeholder may hold one."""
-    pairs = [item.rpartition("=") for item in items]
-    wrong = [item for item, (left, _, _) in zip(items, pairs, strict=True) if not left]
+    """`a=b` items as a dict; the first `=` divides."""
+    pairs = [item.partition("=") for item in items]
+    wrong = [item for item, (left, _, _) in zip(items, pairs, strict=True) if not left or "=" not in item]
     if wrong:
         raise typer.BadParameter(f"{wrong[0]!r} has no value; write NAME=VALUE", param_hint=where)
     return {left: right for left, _, right in pairs}

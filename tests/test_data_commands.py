@@ -1,0 +1,95 @@
+"""`sweetspot data import|lint|mix|export` and `recipe check`, end to end on files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.data.library import load_dataset
+from core.data.persona import Persona
+from core.data.store import save_persona
+from core.workspace import Workspace
+from studio.cli import main
+
+
+@pytest.fixture
+def sweetspot(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, " ".join(printed.err.split())
+
+    return run
+
+
+@pytest.fixture
+def home(workspace: Workspace, tiny_model: Path) -> Workspace:
+    shutil.copytree(tiny_model, workspace.models / "tiny")
+    return workspace
+
+
+def written(tmp_path: Path, records: list[Any]) -> str:
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return str(path)
+
+
+def test_import_says_what_became_of_every_record(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:
+    records = [{"instruction": "Who?", "output": "{{name}}"}, {"question": 4, "answer": "b"}, *[{"text": "x"}] * 7]
+    code, out, _ = sweetspot("data", "import", written(tmp_path, records), "talk", "--group", "identity")
+    assert code == 0 and "2 rows from 9 records" in out and "1 taken over, 1 repaired, 7 left out" in out
+    assert "entry 3: it is running text" in out and "and 2 more left out" in out
+    assert load_dataset(home, "talk").card.groups == {"identity": 2}
+    code, out, _ = sweetspot("data", "import", written(tmp_path, records), "again", "--json")
+    assert json.loads(out)["import"]["rejected"] == 7
+    code, _, err = sweetspot("data", "import", written(tmp_path, records), "talk")
+    assert code == 2 and "exists already" in err
+    assert "cannot be read" in sweetspot("data", "import", str(tmp_path / "none.json"), "none")[2]
+
+
+def test_lint_mends_what_it_is_asked_to(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:
+    sweetspot("data", "import", written(tmp_path, [{"question": "Who?", "answer": "I am {{name}}."}] * 2), "talk")
+    code, out, _ = sweetspot("data", "lint", "talk", "--model", "tiny")
+    assert code == 0 and "placeholders" in out and "rows 1, 2" in out and "duplicates" in out
+    code, out, _ = sweetspot("data", "lint", "talk", "--model", "tiny", "--fix", "duplicates", "--fix", "placeholders",
+                             "--fill", "{{name}}=Alex=Kim", "--fix", "not_there", "--json")
+    assert json.loads(out)["mended"] == ["duplicates", "placeholders"] and json.loads(out)["rows"] == 1
+    assert load_dataset(home, "talk").rows()[0]["messages"][1]["content"] == "I am Alex=Kim."
+    assert [finding["code"] for finding in json.loads(out)["findings"]] == ["no_probes"]
+    sweetspot("data", "import", written(tmp_path, [{"question": "a", "answer": "{{x}}"}]), "open")
+    assert "No value was given" in sweetspot("data", "lint", "open", "--model", "tiny", "--fix", "placeholders")[2]
+
+
+def test_mix_and_export(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:
+    for name, count in (("one", 4), ("two", 9)):
+        sweetspot("data", "import", written(tmp_path, [{"question": f"{name} {n}", "answer": "x " * count} for n in range(count)]), name)
+    code, out, _ = sweetspot("data", "mix", "one=1", "two=2", "both", "--model", "tiny")
+    assert code == 0 and "33%" in out and "12 rows" in out
+    assert json.loads(sweetspot("data", "mix", "one=1", "two=2", "more", "--rows", "30", "--model", "tiny", "--json")[1])["card"]["rows"] == 30
+    code, out, _ = sweetspot("data", "export", "both", str(tmp_path / "both.csv"))
+    assert code == 0 and len((tmp_path / "both.csv").read_text(encoding="utf-8").splitlines()) == 13
+    for arguments, problem in ((("one", "both"), "has no value"), (("one=x", "new"), "not a number"), (("one=-1", "new"), "weight of one"),
+                               (("none=1", "new"), "no dataset called none")):
+        code, _, err = sweetspot("data", "mix", *arguments, "--model", "tiny")
+        assert code == 2 and problem in err, err
+
+
+def test_recipe_check_grades_and_ends_with_1_on_errors(home: Workspace, sweetspot: Callable[..., Any]) -> None:
+    save_persona(home, Persona(name="Alex"), [], "alex")
+    base = ["recipe", "check", "identity-lesson-cpu", "--data", "alex", "--set", "model.source=tiny"]
+    code, out, _ = sweetspot(*base)
+    assert code == 0 and "Nothing speaks against" in out and "measured after the first run" in out and "96 rows" in out
+    code, out, _ = sweetspot(*base, "--set", "schedule.updates=3", "--json")
+    found = json.loads(out)
+    assert code == 0 and [finding["code"] for finding in found["findings"]][:1] == ["few_updates"] and found["updates"] == 3
+    code, out, _ = sweetspot("recipe", "check", "identity-lesson-cpu", "--data", "none")
+    assert code == 1 and "error" in out and "no dataset called none" in out
