@@ -74,7 +74,8 @@ def test_mix_and_export(home: Workspace, tmp_path: Path, sweetspot: Callable[...
         sweetspot("data", "import", written(tmp_path, [{"question": f"{name} {n}", "answer": "x " * count} for n in range(count)]), name)
     code, out, _ = sweetspot("data", "mix", "one=1", "two=2", "both", "--model", "tiny")
     assert code == 0 and "33%" in out and "12 rows" in out
-    assert json.loads(sweetspot("data", "mix", "one=1", "two=2", "more", "--rows", "30", "--model", "tiny", "--json")[1])["card"]["rows"] == 30
+    out = sweetspot("data", "mix", "one=1", "two=2", "more", "--rows", "30", "--model", "tiny", "--json")[1]
+    assert json.loads(out)["card"]["rows"] == 30
     code, out, _ = sweetspot("data", "export", "both", str(tmp_path / "both.csv"))
     assert code == 0 and len((tmp_path / "both.csv").read_text(encoding="utf-8").splitlines()) == 13
     for arguments, problem in ((("one", "both"), "has no value"), (("one=x", "new"), "not a number"), (("one=-1", "new"), "weight of one"),
