@@ -51,10 +51,10 @@ def _choose_recipe(workspace: Workspace) -> str:
     return chosen
 
 
-def _choose_dataset(recipe: Recipe, datasets: list[str]) -> str | None:
-    """A dataset for every source of the recipe; None leaves the recipe's own where they are here."""
+def _choose_dataset(recipe: Recipe, datasets: list[str]) -> str:
+    """A dataset for every source of the recipe; empty leaves the recipe's own where they are here."""
     named = [source.dataset for source in recipe.data.sources]
-    options: list[str | None] = [None, *datasets] if set(named) <= set(datasets) else list(datasets)
+    options = ["", *datasets] if set(named) <= set(datasets) else list(datasets)
     _take_from_address("train_dataset", DATASET, options)
     if st.session_state.get("train_dataset") not in options:
         st.session_state.pop("train_dataset", None)

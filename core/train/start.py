@@ -16,9 +16,9 @@ from core.train.create import start_run
 from core.workspace import Workspace
 
 
-def on_dataset(recipe: Recipe, dataset: str | None) -> Recipe:
-    """The recipe with `dataset` in every source; unchanged for None."""
-    if dataset is None:
+def on_dataset(recipe: Recipe, dataset: str) -> Recipe:
+    """The recipe with `dataset` in every source; unchanged when empty."""
+    if not dataset:
         return recipe
     return change_recipe(recipe, {f"data.sources[{index}].dataset": dataset for index in range(len(recipe.data.sources))})
 

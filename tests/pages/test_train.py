@@ -92,7 +92,7 @@ def test_an_own_recipe_may_keep_its_own_dataset(open_app: Open, workspace: Works
     save_recipe(workspace, "mine", run.recipe())
     app = open_app("train", recipe="mine")
     assert app.selectbox(key="train_recipe").value == "mine"
-    assert app.selectbox(key="train_dataset").value is None
+    assert app.selectbox(key="train_dataset").value == ""
     assert app.selectbox(key="train_dataset").options[0] == "as the recipe says: alex"
     app.text_input(key="train_title").input("second try").run()
     app.button(key="train_start").click().run()
