@@ -129,7 +129,7 @@ def test_the_recipe_goes_onto_the_chosen_dataset(workspace: Workspace, dataset: 
     recipe = load_preset("identity-lesson-replay")
     moved = on_dataset(recipe, "alex")
     assert {source.dataset for source in moved.data.sources} == {"alex"}
-    assert on_dataset(recipe, None) == recipe
+    assert on_dataset(recipe, "") == recipe
     plan = plan_on_disk(workspace, moved)
     assert plan.updates == recipe.schedule.updates
     with pytest.raises(StudioError, match="no dataset called"):

@@ -249,11 +249,11 @@ def test_a_killed_run_is_explained_and_its_snapshots_are_kept(open_app: Open, ma
     assert "It came to update 6 of 36. 2 snapshots are saved and can be judged." in shown
 
 
-def test_after_the_end_a_warning_points_to_earlier_snapshots(open_app: Open, made_run: MakeRun) -> None:
+def test_after_the_end_a_warning_says_where_to_look(open_app: Open, made_run: MakeRun) -> None:
     made_run(judged=False)
     app = open_app("train")
     assert len(app.error) == 0
-    assert "The snapshot to keep is likely one from before update 15." in texts(app)
+    assert "Look for the snapshot to keep around update 15; the comparison tells which." in texts(app)
 
 
 def test_resuming_says_after_which_update(open_app: Open, made_run: MakeRun, started: list[Job]) -> None:
