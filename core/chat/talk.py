@@ -117,7 +117,7 @@ def training_row(question: str, answer: str, group: str) -> dict[str, Any]:
     """
     if not question.strip() or not answer.strip():
         raise StudioError("A row needs a question and an answer.", "Write the answer that the model should give.")
-    language = "zh" if _CHINESE.search(question + answer) else "en"
+    language = "zh" if _CHINESE.search(question) else "en"
     return {"messages": [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}],
             "group": group, "lang": language}
 
