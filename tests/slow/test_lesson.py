@@ -29,7 +29,7 @@ def lesson(tmp_path_factory) -> tuple[str, dict]:
 def test_the_summary_has_what_it_promises(lesson):
     _, summary = lesson
     assert summary["verdict"] in ("recommended", "compromise", "not_learned")
-    assert summary["pick"]["step"] in (2, 4) and summary["last"]["step"] == 4
+    assert summary["pick"]["step"] in (1, 4) and summary["last"]["step"] == 4
     assert {"hit", "leak"} <= summary["pick"].keys() and {"hit", "leak"} <= summary["last"].keys()
     assert summary["pick"]["identity_probes"] == 10 and summary["pick"]["other_probes"] == 24
     assert set(summary["seconds"]) == {"prepare", "data", "train", "judge", "merge", "ask"}
@@ -56,7 +56,7 @@ def test_the_base_knows_its_capitals_and_shows_no_special_token(lesson):
 def test_the_workspace_can_be_looked_at_by_command(lesson):
     home, summary = lesson
     runs = json.loads(sweetspot("runs", "--json", "--workspace", home).stdout)["runs"]
-    assert [run["run"] for run in runs] == [summary["run"]] and runs[0]["checkpoints"] == [2, 4]
+    assert [run["run"] for run in runs] == [summary["run"]] and runs[0]["checkpoints"] == [1, 4]
     chat = sweetspot("chat", "embedded", f"{summary['run']}@pick", summary["model"], "--ask", "And you are?", "--max-new-tokens", "12",
                      "--json", "--workspace", home)
     answers = list(json.loads(chat.stdout)["answers"].values())
