@@ -201,5 +201,6 @@ def _after(steps: Sequence[Score], pick: Score) -> Text:
 
 
 def _certainty(pick: Score) -> Text:
-    return Text("{leaks} of {others} other questions leaked; with so few asked, the true rate may still be as high as {percent} % (95 % sure).",
+    return Text("{leaks} of {others} other questions leaked; with so few asked, the true rate may still be as high as {percent} % "
+                "(95 % sure).",
                 others=pick.other_probes, leaks=pick.leaks, percent=round(100 * upper_bound(pick.leaks, pick.other_probes)))
