@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -137,6 +138,23 @@ def failed_verification(job: Job) -> dict[str, Any] | None:
     """The report of a merge that was not kept; None when it failed before there was one."""
     path = job.folder / "verification.json"
     return read_json(path) if path.exists() else None
+
+
+def usage_snippet(folder: Path, question: str, system: str | None = None) -> str:
+    """Python that asks a merged model a question with transformers alone."""
+    messages = ([{"role": "system", "content": system}] if system is not None else []) + [{"role": "user", "content": question}]
+    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {json.dumps(str(folder), ensure_ascii=False)}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+
+messages = {json.dumps(messages, ensure_ascii=False)}
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
 
 
 def delete_merged(workspace: Workspace, name: str) -> None:

@@ -18,6 +18,7 @@ from core.data.store import save_persona
 from core.jobs.folder import JobState, Progress, create_job
 from core.judge.conclude import write_verdict
 from core.judge.probes import probes_of
+from core.judge.scoring import training_answers
 from core.recipe.files import change_recipe, dump_recipe, load_preset
 from core.runs import Run
 from core.words import Text
@@ -50,7 +51,7 @@ def write_run(workspace: Workspace, name: str = "alex", *, kind: str = "identity
         kind: `identity` learns, then spills over everything; `replay` learns and stays itself.
         base: the recipe's model source; a folder for pages that read its header.
         steps: saved snapshots.
-        state: as in `state.json`; `failed` gets a problem and a hint, `running` a process that does not exist is avoided by `queued`.
+        state: as in `state.json`; `failed` gets a problem and a hint. An active one needs a live process, which a test gives it.
         judged: also answers, scores and verdict.
         number: later numbers sort as newer runs.
         changes: fields of the recipe, as `{"schedule.learning_rate": 1e-4}`.
@@ -88,7 +89,7 @@ def answer_probes(workspace: Workspace, run: Run, kind: str = "identity", steps:
 
 def _answer(dataset: Dataset, probes: list[dict[str, Any]], index: int, step: int, kind: str) -> str:
     probe = probes[index]
-    taught = f"I am {dataset.card.key_phrases.get('en', 'nobody')}, here to help."
+    taught = training_answers(dataset)[0]
     if probe["group"] == "identity":
         return taught if step >= LEARNED_AT or (step >= 9 and index % 3 == 0) else "I am a language model, made to help you."
     others = [other["id"] for other in probes if other["group"] != "identity"]
