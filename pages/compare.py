@@ -24,7 +24,7 @@ if not runs:
             go_to("train")
     st.stop()
 
-run, other = choose_runs(workspace, runs)
+run, other = choose_runs(runs)
 is_judging = draw_judging(workspace, run)
 written = run.verdict()
 if written is None:

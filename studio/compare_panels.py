@@ -29,7 +29,7 @@ _BADGES = {"recommended": ("verified", "green"), "compromise": ("balance", "oran
 _VIEWS = ("steps", "trade")
 
 
-def choose_runs(workspace: Workspace, runs: Sequence[Run]) -> tuple[Run, Run | None]:
+def choose_runs(runs: Sequence[Run]) -> tuple[Run, Run | None]:
     """The run in the address, or the newest that is judged; and one to compare it with, if wanted."""
     ids = [run.id for run in runs]
     asked, other = current_run_name(), st.query_params.get("other")
@@ -37,21 +37,21 @@ def choose_runs(workspace: Workspace, runs: Sequence[Run]) -> tuple[Run, Run | N
         st.warning(t("compare.no_such_run", run=asked), icon=":material/search_off:")
     judged = next((run.id for run in runs if (run.folder / "verdict.json").exists()), ids[0])
     st.session_state["compare_run"] = asked if asked in ids else judged
+    labels = {run.id: _run_label(run) for run in runs} | {_NOBODY: t_plainly("compare.other_none")}
     left, right = st.columns(2)
-    chosen = left.selectbox(t("compare.run"), ids, key="compare_run", on_change=_keep_run,
-                            format_func=lambda name: _run_label(workspace, name))
+    chosen = left.selectbox(t("compare.run"), ids, key="compare_run", on_change=_keep_run, format_func=labels.get)
     others = [_NOBODY, *(name for name in ids if name != chosen)]
     st.session_state["compare_other"] = other if other in others else _NOBODY
     beside = right.selectbox(t("compare.other"), others, key="compare_other", on_change=_keep_other, disabled=len(others) == 1,
-                             format_func=lambda name: t_plainly("compare.other_none") if name == _NOBODY else _run_label(workspace, name))
+                             format_func=labels.get)
     return runs[ids.index(chosen)], None if beside == _NOBODY else runs[ids.index(beside)]
 
 
-def _run_label(workspace: Workspace, name: str) -> str:
-    verdict = Run(workspace.runs / name).verdict()
+def _run_label(run: Run) -> str:
+    verdict = run.verdict()
     if verdict is None:
-        return t_plainly("compare.run_not_judged", run=name)
-    return t_plainly("compare.run_judged", run=name, step=verdict["pick"]["step"],
+        return t_plainly("compare.run_not_judged", run=run.id)
+    return t_plainly("compare.run_judged", run=run.id, step=verdict["pick"]["step"],
                      verdict=t_plainly(f"compare.verdict_{verdict['verdict']}"))
 
 
@@ -249,9 +249,10 @@ def draw_metrics(run: Run, verdict: Verdict, scores: Sequence[Score]) -> None:
         st.plotly_chart(metrics_figure(scores, verdict.pick.step, labels), key="compare_metrics_figure", config={"displayModeBar": False},
                         alt=t_plainly("compare.metrics_alt", run=run.id))
         columns = [t_plainly(f"compare.column_{name}") for name in ("metric", "base", "pick", "last", "about")]
-        st.dataframe([dict(zip(columns, (labels[name], *(_number(getattr(score, name)) for score in (scores[0], verdict.pick, scores[-1])),
-                                         t_plainly(f"compare.about_{name}")), strict=True)) for name in METRICS],
-                     hide_index=True, height="content", alt=t_plainly("compare.metrics"))
+        rows = [(labels[name], *(_number(getattr(score, name)) for score in (scores[0], verdict.pick, scores[-1])),
+                 t_plainly(f"compare.about_{name}")) for name in METRICS]
+        st.table([dict(zip(columns, row, strict=True)) for row in rows], border="horizontal", hide_index=True,
+                 alt=t_plainly("compare.metrics"))
 
 
 def _number(value: float | None) -> str:

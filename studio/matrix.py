@@ -140,7 +140,7 @@ def _draw_question(matrix: Matrix, probe_id: str, step: str, is_above: bool) -> 
     for row, answer, reading in matrix.answers_to(probe_id):
         reference = reference_answer(matrix, row, probe_id, above if is_above else None)
         label = plain(row_label(row))
-        label = f":primary-badge[**{label}**]" if row.key == step else f"**{label}**" if row.is_pick else label
+        label = f"**▸ {label}**" if row.key == step else label
         lines.append(f"| {label} | {_badge(reading)} | {_marked(answer, reference, reading)} |")
         above = answer
     _draw_table(("row", "reading", "answer"), lines, "nothing_asked")

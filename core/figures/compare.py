@@ -139,7 +139,7 @@ def metrics_figure(scores: Sequence[Score], pick: int | None, labels: Mapping[st
         labels: the metrics' names, by METRICS.
     """
     rows = -(-len(METRICS) // _PER_ROW)
-    width, height = 0.28, 0.72 / rows
+    width, height = 0.28, 0.6 / rows
     layout = _layout("", "", hovermode="x unified") | {"height": 190 * rows, "shapes": [], "annotations": [], "showlegend": False}
     traces = []
     for index, metric in enumerate(METRICS):

@@ -293,7 +293,7 @@ def test_all_metrics_are_folded_away_until_wanted(open_app: Open, made_run: Make
     app.session_state["compare_metrics"] = True
     app.run()
     assert len(app.get("plotly_chart")) == 2
-    assert "Spilled on look-alikes" in next(frame.value for frame in app.dataframe if "Metric" in frame.value.columns)["Metric"].tolist()
+    assert app.table[0].value["Metric"].tolist()[2] == "Spilled on look-alikes"
 
 
 def test_the_page_speaks_chinese(open_app: Open, made_run: MakeRun) -> None:
