@@ -1,4 +1,4 @@
-"""Looking in on a training at each snapshot: does it begin to answer everything alike?
+"""Looking in on a training at its snapshots: does it begin to answer everything alike?
 
 The alarm needs no generation: one pass over the probes' prompts tells which first word the model would say. A few short answers are
 made as well, for people to read.
@@ -27,6 +27,7 @@ RED_HIJACK = 0.15
 _WATCHED = {NEAR: 8, GENERAL: 8}
 _SHOWN = {IDENTITY: 1, NEAR: 1, GENERAL: 1}
 _SHOWN_TOKENS = 10
+_MOST_LOOKS = 9
 
 
 class Watch:
@@ -73,6 +74,12 @@ class Watch:
         return [{"question": probe["messages"][-1]["content"], "group": probe["group"],
                  "answer": self.encoder.decode(answer.ids).strip() + ("" if answer.ended else " …")}
                 for probe, answer in zip(self.shown, answers, strict=True)]
+
+
+def when_to_look(snapshot_steps: Sequence[int]) -> set[int]:
+    """The snapshots at which to look in: evenly many of them, at most nine, the last one always."""
+    every = -(-len(snapshot_steps) // _MOST_LOOKS)
+    return set(snapshot_steps[::-1][::every]) if every else set()
 
 
 def _first(probes: Sequence[Probe], counts: dict[str, int]) -> list[Probe]:

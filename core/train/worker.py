@@ -27,7 +27,7 @@ from core.runs import Run
 from core.train.rows import Source, read_sources, rows_of_update
 from core.train.snapshots import load_resume_state, save_resume_state, save_snapshot
 from core.train.update import backward_update, learning_rate_at, trained_targets
-from core.train.watch import Watch, forget_after
+from core.train.watch import Watch, forget_after, when_to_look
 from core.words import Text
 from core.workspace import Workspace, append_jsonl, write_json
 
@@ -58,6 +58,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=schedule.learning_rate,
                                            weight_decay=schedule.weight_decay)
         self.watch = self._make_watch(workspace)
+        self.looks = when_to_look(self.plan.snapshot_steps)
         resumed = load_resume_state(run.folder, self.parameters, self.optimizer)
         forget_after(run, resumed)
         self.first_update = resumed + 1
@@ -88,7 +89,7 @@ class Training:
 
     def _collapsed(self, update: int) -> bool:
         """Look in on the model; True when it was red twice in a row and the recipe says to stop then."""
-        if self.watch is None:
+        if self.watch is None or update not in self.looks:
             return False
         level = self.watch.look(update)
         if level != "ok":

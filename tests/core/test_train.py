@@ -118,6 +118,14 @@ def test_a_run_leaves_everything_it_promised(trained_run):
     assert watched == [2, 4, 6] and all(0 <= record["hijack"] <= 1 for record in run.watch())
 
 
+def test_looking_in_is_spread_over_the_snapshots():
+    from core.train.watch import when_to_look
+
+    assert when_to_look([2, 4, 6]) == {2, 4, 6}
+    assert when_to_look([*range(1, 14), 15, 17, 19, 21, 24]) == {2, 4, 6, 8, 10, 12, 15, 19, 24}
+    assert when_to_look([]) == set() and len(when_to_look(range(1, 1001))) <= 9
+
+
 def test_a_checkpoint_is_a_plain_peft_folder(trained_run, tiny_model):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
