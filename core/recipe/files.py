@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,12 @@ def parse_recipe(text: str, name: str) -> Recipe:
     Raises:
         RecipeError: the text is no recipe; names line and field, and how many more faults there are.
     """
+    return _parsed(text, name).model_copy(deep=True)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str, name: str) -> Recipe:
+    """Kept, as pages read the same frozen recipes again and again, and reading YAML with its places takes milliseconds."""
     document = read_document(text, name)
     try:
         return Recipe.model_validate(document.data)

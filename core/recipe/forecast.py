@@ -154,13 +154,21 @@ def newest_run_like(workspace: Workspace, recipe: Recipe, device: str) -> tuple[
                 continue
             if not _alike(_recipe_kept(path, path.stat().st_mtime_ns), recipe):
                 continue
+            pace = _pace(run, (run.folder / "metrics.jsonl").stat().st_mtime_ns)
         except (OSError, ValueError, StudioError):
             continue
-        records = run.metrics()[1:] or run.metrics()  # the first update warms caches up
-        speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second")]
-        if speeds:
-            return run, statistics.median(speeds), max(record.get("memory_bytes", 0) for record in records)
+        if pace is not None:
+            return run, *pace
     return None
+
+
+@lru_cache(maxsize=16)
+def _pace(run: Run, stamp: int) -> tuple[float, int] | None:
+    """Median tokens per second and peak memory in bytes, from metrics last written at `stamp`."""
+    records = run.metrics()
+    records = records[1:] or records  # the first update warms caches up
+    speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second")]
+    return (statistics.median(speeds), max(record.get("memory_bytes", 0) for record in records)) if speeds else None
 
 
 @lru_cache(maxsize=64)
