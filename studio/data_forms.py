@@ -72,7 +72,8 @@ def draw_persona_form(workspace: Workspace) -> None:
 def _ask_persona() -> dict[str, Any]:
     """The persona's fields as typed; what is wrong with them is said by the persona itself."""
     first, second = st.columns(2)
-    name = first.text_input(t("data.persona_name"), key="data_persona_name", placeholder="Alex", help=t("data.persona_name_help"))
+    name = first.text_input(t("data.persona_name"), key="data_persona_name", help=t("data.persona_name_help"),
+                            placeholder=t_plainly("data.persona_name_example"))
     author = second.text_input(t("data.persona_author"), key="data_persona_author", help=t("data.persona_author_help"))
     first, second = st.columns(2)
     languages = first.pills(t("data.languages"), shipped_languages(), selection_mode="multi", default=[language()], key="data_languages",
@@ -118,7 +119,7 @@ def draw_import_form(workspace: Workspace) -> None:
         upload = st.file_uploader(t("data.upload"), type=["json", "jsonl", "csv", "tsv", "txt"], key="data_upload",
                                   help=t("data.upload_help"))
     with from_there:
-        path = st.text_input(t("data.path"), key="data_path", placeholder="/data/conversations.jsonl", help=t("data.path_help")).strip()
+        path = st.text_input(t("data.path"), key="data_path", placeholder=t_plainly("data.path_example"), help=t("data.path_help")).strip()
     group = st.segmented_control(t("data.import_group"), (GENERAL, IDENTITY, NEAR), default=GENERAL, required=True, key="data_import_group",
                                  format_func=lambda name: t_plainly(f"data.group_{name}"), help=t("data.import_group_help"))
     if upload is None and not path:

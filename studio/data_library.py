@@ -54,14 +54,15 @@ def _encoder(workspace: Workspace) -> Encoder | None:
 
 def _draw_card(workspace: Workspace, dataset: Dataset, encoder: Encoder | None) -> None:
     card = dataset.card
-    figures = [("data.rows", f"{card.rows:,}"), ("data.probes", str(card.probes))]
+    figures = [("data.rows", "data.rows_help", f"{card.rows:,}"), ("data.probes", "data.probes_help", str(card.probes))]
     if encoder is not None:
         measure = measure_dataset(dataset, encoder)
-        figures += [("data.tokens_per_row", f"{measure.mean_tokens:.0f}"), ("data.trained_per_row", f"{measure.mean_trained:.0f}"),
-                    ("data.longest_row", f"{max(measure.tokens):,}")]
+        figures += [("data.tokens_per_row", "data.tokens_per_row_help", f"{measure.mean_tokens:.0f}"),
+                    ("data.trained_per_row", "data.trained_per_row_help", f"{measure.mean_trained:.0f}"),
+                    ("data.longest_row", "data.longest_row_help", f"{max(measure.tokens):,}")]
     with st.container(horizontal=True, key="data_card"):
-        for key, value in figures:
-            st.metric(t(key), value, help=t(f"{key}_help"), border=True)
+        for label, explanation, value in figures:
+            st.metric(t(label), value, help=t(explanation), border=True)
     groups = " · ".join(f"{plain(group)} {count}" for group, count in card.groups.items())
     line = [groups, ", ".join(map(plain, card.languages)), _origin(dataset), t("data.made", when=when(card.created))]
     if card.changed:
