@@ -91,12 +91,6 @@ def grow(run: Run, update: int, planned: int) -> None:
                              progress=Progress(done=update, total=planned, seconds_left=0.5 * (planned - update))))
 
 
-def end_live_run(run: Run, update: int, planned: int) -> None:
-    now = time.time()
-    run.write_state(JobState(kind="train", state="stopped", created=now, started=now, ended=now,
-                             progress=Progress(done=update, total=planned)))
-
-
 def metrics_of(update: int, steps: int, chance: random.Random) -> dict[str, Any]:
     loss = 2.5 * math.exp(-4 * update / steps) + 0.1 * chance.random()
     return {"update": update, "loss": loss, "learning_rate": 2e-4 * (1 - update / (steps + 1)), "gradient_norm": 1 + chance.random(),
