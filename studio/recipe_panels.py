@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import streamlit as st
@@ -24,6 +25,7 @@ from studio.recipe_form import show_value
 
 _MARKS = {"error": (":material/error:", "red"), "warning": (":material/warning:", "orange")}
 _CONTEXT_LINES = 3
+YAML_REPLACED = "recipe_yaml_replaced"  # the editor's text before the form changed it, and when that was
 
 
 def draw_preflight(workspace: Workspace, recipe: Recipe) -> bool:
@@ -107,7 +109,10 @@ def draw_fault(error: StudioError, text: str) -> None:
 
 def draw_yaml(text: str, on_change: Any) -> None:
     """The editor; what is typed here and what the form says are the same text."""
+    before = st.session_state.get("recipe_yaml")
     show_value("recipe_yaml", text)
+    if before not in (None, text):
+        st.session_state[YAML_REPLACED] = (before, time.monotonic())
     st.text_area(t("recipe.yaml"), key="recipe_yaml", height=560, on_change=on_change, help=t("recipe.yaml_help"))
     st.caption(t("recipe.yaml_note"))
 

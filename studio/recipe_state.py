@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,11 @@ from core.workspace import Workspace, slug
 from studio.i18n import explain, language, say, say_plainly, t, t_plainly
 from studio.panels import errors_in_words, go_to, watch_job
 from studio.recipe_form import show_value
+from studio.recipe_panels import YAML_REPLACED
 from studio.session import DATASET, RECIPE
 
 _ERROR = "recipe_error"
+_BROWSER_LAG_SECONDS = 5.0
 
 
 def choose_recipe(workspace: Workspace) -> str:
@@ -73,8 +76,15 @@ def change_fields(workspace: Workspace, name: str, changes: Callable[[Recipe], d
 
 
 def change_text(workspace: Workspace, name: str) -> None:
-    """Put the editor's text into the draft, right or wrong."""
-    write_draft(workspace, name, st.session_state["recipe_yaml"])
+    """Put the editor's text into the draft, right or wrong.
+
+    Right after a change in the form a browser may still send the text from before: it changed the next field before it had the new
+    text. That is no edit, and would undo both changes.
+    """
+    text = st.session_state["recipe_yaml"]
+    before, when = st.session_state.get(YAML_REPLACED, (None, 0.0))
+    if text != before or time.monotonic() - when > _BROWSER_LAG_SECONDS:
+        write_draft(workspace, name, text)
 
 
 def draw_active_preparation(workspace: Workspace) -> None:

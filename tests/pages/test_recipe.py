@@ -96,6 +96,19 @@ def test_a_text_change_is_a_change_of_the_form(ready: Workspace, open_app: OpenA
     assert "rank: 4 # mine" in app.text_area(key="recipe_yaml").value
 
 
+def test_a_browser_that_lags_behind_undoes_nothing(ready: Workspace, open_app: OpenApp) -> None:
+    """Two fields changed in quick succession: with the second comes the text from before the first."""
+    app = open_app("recipe")
+    before = app.text_area(key="recipe_yaml").value
+    app.number_input(key="recipe_schedule.updates").set_value(48)
+    done(app)
+    app.number_input(key="recipe_snapshots.count").set_value(2)
+    app.text_area(key="recipe_yaml").set_value(before)
+    done(app)
+    assert draft(ready).schedule.updates == 48 and draft(ready).snapshots.count == 2
+    assert "updates: 48" in app.text_area(key="recipe_yaml").value
+
+
 def test_a_fault_in_the_text_is_shown_at_its_line(ready: Workspace, open_app: OpenApp) -> None:
     app = open_app("recipe")
     text = app.text_area(key="recipe_yaml").value
