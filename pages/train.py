@@ -28,8 +28,9 @@ with choice:
     run = choose_run(workspace, runs)
 with actions:
     draw_actions(workspace, run)
-is_active = run.state().is_active
-draw_standing(run, is_active)
+state = run.state()
+is_active = state.is_active
+draw_standing(run, state)
 if not is_active:
     draw_judging(workspace, run)
 draw_curves(run, is_active)

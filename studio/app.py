@@ -31,7 +31,7 @@ if wanted != st.session_state[LANGUAGE]:
 
 page = st.navigation([
     st.Page(_ROOT / "pages" / f"{name}.py", title=t(f"shell.{name}"), icon=f":material/{icon}:", url_path=name, default=name == "home")
-    for name, icon in _ICONS.items() if (_ROOT / "pages" / f"{name}.py").exists()])
+    for name, icon in _ICONS.items()])
 try:
     Workspace.open()
 except StudioError as error:  # nothing can be shown or kept without it

@@ -103,9 +103,6 @@ def go_to(page: str, **query: str) -> None:
 
 def link_to(page: str, label: str, icon: str | None = None, hint: str | None = None, **query: str) -> None:
     """A link to another page that keeps the language and says what the page shall show."""
-    if not (_PAGES / f"{page}.py").exists():
-        st.caption(label, width="content")
-        return
     st.page_link(str(_PAGES / f"{page}.py"), label=label, icon=icon, help=hint, query_params={"lang": language(), **query})
 
 

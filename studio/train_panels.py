@@ -71,15 +71,20 @@ def _open(folder: str) -> Run:
     return run
 
 
-def draw_standing(run: Run, is_active: bool) -> None:
-    """State, progress and the numbers of now; live while the run is at work."""
-    st.fragment(_draw_standing_now, run_every=POLL_SECONDS if is_active else None)(str(run.folder), is_active)
+def draw_standing(run: Run, drawn: JobState) -> None:
+    """State, progress and the numbers of now; live while the run is at work.
+
+    Args:
+        run: which run.
+        drawn: the state that the rest of the page shows; the whole page is drawn anew when it changes.
+    """
+    st.fragment(_draw_standing_now, run_every=POLL_SECONDS if drawn.is_active else None)(str(run.folder), drawn.state)
 
 
-def _draw_standing_now(folder: str, was_active: bool) -> None:
+def _draw_standing_now(folder: str, drawn: str) -> None:
     run = _open(folder)
     state = run.state()
-    if was_active and not state.is_active:
+    if state.state != drawn:
         st.rerun()
     sources = ", ".join(dict.fromkeys(source["dataset"] for source in run.dataset()["sources"]))
     with st.container(horizontal=True, vertical_alignment="center"):

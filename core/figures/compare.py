@@ -41,7 +41,11 @@ def curves_figure(scores: Sequence[Score], pick: int | None, labels: Mapping[str
         left, right = _around(steps, pick)
         layout["shapes"].append({"type": "rect", "x0": left, "x1": right, "y0": 0, "y1": 1, "yref": "paper", "layer": "above",
                                  "line": {"color": _PICK, "width": 2.5}})
-        layout["annotations"].append(_note(labels["pick"], pick, 1.0, bold=True) | {"yshift": 10, "yanchor": "bottom"})
+        # A word at the end of the axis would be cut, and the names of the lines stand on the other side of it.
+        place, anchor = (right, "right") if pick > 0.8 * last else (left, "left") if pick < 0.2 * last else (pick, "center")
+        layout["annotations"].append(_note(labels["pick"], place, 1.0, bold=True) | {"yshift": 10, "yanchor": "bottom", "xanchor": anchor})
+        if pick > last / 2:
+            layout["legend"] |= {"x": 0, "xanchor": "left"}
     traces = [_curve(scores, "learned", labels["learned"]), _curve(scores, "kept", labels["kept"])]
     if other:
         traces += [_curve(other, key, labels[key] + labels["other"], is_other=True) for key in ("learned", "kept")]
