@@ -5,7 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from core.data.library import list_datasets
-from studio.data_forms import draw_import_form, draw_mix_form, draw_persona_form
+from studio.data_forms import draw_mix_form, draw_persona_form
+from studio.data_import import draw_import_form
 from studio.data_jobs import draw_data_jobs
 from studio.data_library import draw_dataset
 from studio.i18n import t, t_plainly
@@ -32,8 +33,7 @@ if view == "persona":
     draw_persona_form(workspace)
     same_command("sweetspot data persona --name Alex --lang en --lang zh")
 elif view == "import":
-    draw_import_form(workspace)
-    same_command("sweetspot data import conversations.json NAME")
+    same_command(draw_import_form(workspace))
 elif view == "mix":
     draw_mix_form(workspace)
     same_command("sweetspot data mix FIRST=1 SECOND=1 NAME")
@@ -48,4 +48,7 @@ elif datasets and chosen not in being_made - datasets.keys():
         st.warning(t("data.gone", name=chosen), icon=":material/search_off:")
     draw_dataset(workspace, datasets[name])
     next_step("recipe", "data.next", **{DATASET: name})
-    same_command(f"sweetspot data show {name}\nsweetspot data lint {name}\nsweetspot data preview {name} --row 1")
+    commands = ["show {name}", "lint {name}", "preview {name} --row 1"]
+    if datasets[name].card.made_with.get("rejected"):
+        commands.append("rejected {name}")
+    same_command("\n".join(f"sweetspot data {command.format(name=name)}" for command in commands))

@@ -6,23 +6,20 @@ from typing import Any
 
 import streamlit as st
 
-from core.data.formats import Imported, import_dataset, read_bytes, read_path
-from core.data.library import GENERAL, IDENTITY, NEAR, Dataset, list_datasets
+from core.data.library import Dataset, list_datasets
 from core.data.measure import encoder_of
 from core.data.mix import Part, mix_datasets, most_rows, token_shares
 from core.data.persona import Persona, build_rows
 from core.data.store import free_name, save_persona, start_persona
-from core.data.table import table_page
 from core.data.wordings import shipped_languages, wording
 from core.errors import StudioError
 from core.models.catalogue import find_base, list_chat_models
 from core.workspace import Workspace, slug
-from studio.i18n import explain, language, plain, say_plainly, t, t_plainly
+from studio.i18n import explain, language, plain, t, t_plainly
 from studio.panels import errors_in_words
 from studio.session import DATASET
 
 TONES = ("plain", "warm", "formal")
-_NOTES_SHOWN = 50
 
 
 def show_dataset(name: str) -> None:
@@ -109,63 +106,6 @@ def _draw_persona_preview(persona: Persona, replay: bool) -> None:
         st.caption(t("data.persona_replay"))
     else:
         st.caption(t("data.persona_alone"))
-
-
-def draw_import_form(workspace: Workspace) -> None:
-    """A file, what it holds record by record, and the button that keeps it."""
-    st.markdown(t("data.import_what"))
-    from_here, from_there = st.columns(2, gap="large")
-    with from_here:
-        upload = st.file_uploader(t("data.upload"), type=["json", "jsonl", "csv", "tsv", "txt"], key="data_upload",
-                                  help=t("data.upload_help"))
-    with from_there:
-        path = st.text_input(t("data.path"), key="data_path", placeholder=t_plainly("data.path_example"), help=t("data.path_help")).strip()
-    group = st.segmented_control(t("data.import_group"), (GENERAL, IDENTITY, NEAR), default=GENERAL, required=True, key="data_import_group",
-                                 format_func=lambda name: t_plainly(f"data.group_{name}"), help=t("data.import_group_help"))
-    if upload is None and not path:
-        return
-    with errors_in_words():
-        found = _read(upload, path, group)
-        _draw_report(found)
-        name = ask_name(workspace, "data_import_name", slug(found.file.rsplit(".", 1)[0]) or "imported")
-        if st.button(t("data.keep", count=len(found.rows)), type="primary", icon=":material/save:", key="data_keep",
-                     disabled=not found.rows):
-            import_dataset(workspace, name, found)
-            st.session_state.pop("data_read", None)
-            show_dataset(name)
-
-
-def _read(upload: Any, path: str, group: str) -> Imported:
-    """Read the file once and keep the result in the session while nothing about it changes; a path is read anew each time."""
-    if upload is None:
-        return read_path(path, group)
-    key = (upload.file_id, group)
-    kept = st.session_state.get("data_read")
-    if kept is None or kept[0] != key:
-        kept = st.session_state["data_read"] = (key, read_bytes(upload.getvalue(), upload.name, group))
-    return kept[1]
-
-
-def _draw_report(found: Imported) -> None:
-    with st.container(horizontal=True, key="data_report"):
-        for key, value in (("read", found.read), ("imported", found.imported), ("repaired", len(found.repaired)),
-                           ("rejected", len(found.rejected))):
-            st.metric(t(f"data.{key}"), f"{value:,}", border=True, help=t(f"data.{key}_help"))
-    layouts = ", ".join(f"{layout} {count}" for layout, count in found.layouts.items()) or "–"
-    st.caption(t("data.recognised", layouts=layouts, encoding=found.encoding))
-    for key, notes in (("data.rejected_list", found.rejected), ("data.repaired_list", found.repaired)):
-        if notes:
-            with st.expander(t(key, count=len(notes)), expanded=not found.rows):
-                place, reason = t_plainly("data.column_place"), t_plainly("data.column_reason")
-                st.dataframe([{place: say_plainly(note.place), reason: say_plainly(note.reason)} for note in notes[:_NOTES_SHOWN]],
-                             hide_index=True, alt=t_plainly(key, count=len(notes)))
-                if len(notes) > _NOTES_SHOWN:
-                    st.caption(t("data.notes_more", count=len(notes) - _NOTES_SHOWN))
-    if found.rows:
-        columns = {name: t_plainly(f"data.column_{name}") for name in ("before", "question", "answer")}
-        first = table_page(found.rows, range(min(5, len(found.rows))))
-        st.dataframe([{columns[name]: record[name] for name in columns} for record in first], hide_index=True,
-                     alt=t_plainly("data.first_rows"))
 
 
 def draw_mix_form(workspace: Workspace) -> None:

@@ -28,11 +28,15 @@ def draw_data_jobs(workspace: Workspace) -> set[str]:
 def _draw_active(job: Job, kind: str) -> str:
     spec = job.spec()
     name = spec.get("dataset") or spec.get("append_to") or ""
-    st.markdown(t("data.preparing") if kind == "prepare" else t("data.collecting", name=name))
+    if kind == "prepare":
+        st.markdown(t("data.preparing"))
+    else:
+        st.markdown(t("data.importing" if kind == "import" else "data.collecting", name=name))
     watch_job(str(job.folder))
-    if kind != "prepare" and st.button(t("data.stop"), icon=":material/stop:", key=f"data_stop_{job.id[-4:]}"):
+    ending = "_import" if kind == "import" else ""
+    if kind != "prepare" and st.button(t(f"data.stop{ending}"), icon=":material/stop:", key=f"data_stop_{job.id[-4:]}"):
         job.request_stop()
-        st.toast(t("data.stopping"))
+        st.toast(t(f"data.stopping{ending}"))
     return name
 
 

@@ -15,11 +15,12 @@ from core.data.table import ROWS_PER_PAGE, edit_rows, find_rows, page_count, tab
 from core.models.catalogue import find_base, list_chat_models
 from core.models.prepare import prepare_once
 from core.workspace import Workspace
+from studio.data_import import draw_import_report
 from studio.i18n import plain, say, t, t_plainly
 from studio.moments import when
 from studio.panels import errors_in_words
 from studio.session import DATASET
-from studio.token_view import draw_conversation
+from studio.token_view import draw_row
 
 PARTS = ("tokens", "rows", "checks")
 _MARKS = {"error": (":material/error:", "red"), "warning": (":material/warning:", "orange"), "note": (":material/info:", "blue")}
@@ -72,6 +73,7 @@ def _draw_card(workspace: Workspace, dataset: Dataset, encoder: Encoder | None) 
         st.download_button(t("data.download"), Path(dataset.folder / "rows.jsonl").read_bytes, f"{card.name}.jsonl",
                            "application/jsonl", icon=":material/download:", key="data_download", type="tertiary")
         _draw_delete(workspace, dataset)
+    draw_import_report(workspace, dataset)
 
 
 def _origin(dataset: Dataset) -> str:
@@ -110,7 +112,7 @@ def _draw_tokens(workspace: Workspace, dataset: Dataset, encoder: Encoder | None
     model.selectbox(t("data.as_seen_by"), list_chat_models(workspace), key="data_model", help=t("data.as_seen_by_help"))
     chosen = rows[row - 1]
     st.caption(t("data.row_about", number=row, group=chosen["group"], lang=chosen.get("lang", "en")))
-    draw_conversation(encoder, chosen["messages"])
+    draw_row(encoder, chosen)
 
 
 def _draw_rows(workspace: Workspace, dataset: Dataset) -> None:

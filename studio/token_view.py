@@ -21,10 +21,10 @@ _SPANS = {"read": ":gray-background[{}]", "trained": ":green-background[:green[{
           "special_trained": ":green-background[:green[**{}**]]"}
 
 
-def draw_conversation(encoder: Encoder, messages: list[dict[str, Any]], train_on: TrainOn = "all", max_length: int | None = None) -> None:
+def draw_row(encoder: Encoder, row: dict[str, Any], train_on: TrainOn = "all", max_length: int | None = None) -> None:
     """The legend, the tokens, and how many there are."""
     try:
-        encoded = encoder.encode(messages, train_on, max_length)
+        encoded = encoder.encode_row(row, train_on, max_length)
     except StudioError as error:
         st.error(explain(error), icon=":material/error:")
         return

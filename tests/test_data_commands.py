@@ -44,16 +44,45 @@ def written(tmp_path: Path, records: list[Any]) -> str:
 
 
 def test_import_says_what_became_of_every_record(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:
-    records = [{"instruction": "Who?", "output": "{{name}}"}, {"question": 4, "answer": "b"}, *[{"text": "x"}] * 7]
+    records = [{"instruction": "Who?", "output": "{{name}}"}, {"question": 4, "answer": "b"}, *[{"foo": "x"}] * 7]
     code, out, _ = sweetspot("data", "import", written(tmp_path, records), "talk", "--group", "identity")
     assert code == 0 and "2 rows from 9 records" in out and "1 taken over, 1 repaired, 7 left out" in out
-    assert "entry 3: it is running text" in out and "and 2 more left out" in out
+    assert "entry 3: none of its fields is known: foo" in out and "and 2 more left out" in out
     assert load_dataset(home, "talk").card.groups == {"identity": 2}
     code, out, _ = sweetspot("data", "import", written(tmp_path, records), "again", "--json")
     assert json.loads(out)["import"]["rejected"] == 7
+    code, out, _ = sweetspot("data", "rejected", "talk", "--rows", "2", "--to", str(tmp_path / "left.jsonl"))
+    assert code == 0 and "2 of 7 shown" in out and len((tmp_path / "left.jsonl").read_text().splitlines()) == 7
+    out = sweetspot("data", "rejected", "talk", "--json")[1]
+    assert json.loads(out)["records"][0] == {"place": "entry 3", "reason": "none of its fields is known: foo", "record": {"foo": "x"}}
+    assert "exists already" in sweetspot("data", "rejected", "talk", "--to", str(tmp_path / "left.jsonl"))[2]
     code, _, err = sweetspot("data", "import", written(tmp_path, records), "talk")
     assert code == 2 and "exists already" in err
     assert "cannot be read" in sweetspot("data", "import", str(tmp_path / "none.json"), "none")[2]
+
+
+def test_import_by_name_by_column_and_of_a_folder(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("frage,antwort\nWho?,Me.\n", encoding="utf-8")
+    code, _, err = sweetspot("data", "import", str(path), "q")
+    assert code != 0 and "No column of q.csv" in err
+    assert sweetspot("data", "import", str(path), "q", "--column", "question=frage", "--column", "answer=antwort")[0] == 0
+    assert "no layout called" in sweetspot("data", "import", str(path), "x", "--layout", "nonsense")[2]
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"question": "Who?", "answer": "Me."}\n{"question": "And?", "answer": ""}\n', encoding="utf-8")
+    (folder / "test.jsonl").write_text('{"question": "Held out?", "answer": "Yes."}\n', encoding="utf-8")
+    code, out, err = sweetspot("data", "import", str(folder), "whole")
+    assert code == 0 and "1 rows from 2 records (hub" in out and "1 left out" in out, err
+    assert sweetspot("data", "import", str(folder), "held", "--split", "test")[0] == 0
+    assert load_dataset(home, "held").rows()[0]["messages"][0]["content"] == "Held out?"
+    code, _, err = sweetspot("data", "import", str(folder), "none", "--split", "nope")
+    assert code == 1 and "no split nope" in err and "train, test" in err
+
+
+def test_a_set_of_the_hub_without_a_network_is_said_in_a_sentence(home: Workspace, sweetspot: Callable[..., Any]) -> None:
+    code, _, err = sweetspot("data", "import", "someone/some-set", "far")
+    assert code == 1 and "The hub cannot be reached from here, so someone/some-set was not read" in err
 
 
 def test_lint_mends_what_it_is_asked_to(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,9 @@ from tokenizers import Tokenizer
 from core.errors import StudioError
 
 Message = dict[str, Any]
+Tools = Sequence[dict[str, Any]] | None
 TrainOn = Literal["all", "last", "everything"]
+_MARK = "\ue000"  # of the private use area: no text holds it
 
 
 @dataclass(frozen=True)
@@ -81,67 +84,112 @@ class Encoder:
         special = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
         return cls(tokenizer, template, special, _end_ids(folder, tokenizer, special, template), system)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as text, special tokens included."""
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools = None) -> str:
+        """The conversation as text, special tokens included; `tools` are the JSON schemas of what it may call."""
         if self.system is not None and (not messages or messages[0]["role"] != "system"):
             messages = [{"role": "system", "content": self.system}, *messages]
         try:
-            return self._render(messages=list(messages), add_generation_prompt=add_generation_prompt, **self.special)
-        except jinja2.TemplateError as error:
+            return self._render(messages=list(messages), tools=list(tools) if tools else None, documents=None,
+                                add_generation_prompt=add_generation_prompt, **self.special)
+        except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template joins a text with what is none
             raise StudioError("The chat template refuses this conversation: {reason}.",
                               "Check the order of the roles; most templates want user and assistant in turn.",
                               reason=error) from error
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids up to and including the opening of the assistant's next answer."""
-        text = self.render(messages, add_generation_prompt=True)
+        text = self.render(messages, add_generation_prompt=True, tools=tools)
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode(self, messages: Sequence[Message], train_on: TrainOn = "all", max_length: int | None = None) -> Encoded:
+    def encode_row(self, row: Mapping[str, Any], train_on: TrainOn = "all", max_length: int | None = None) -> Encoded:
+        """A row of a dataset: a conversation under `messages`, with its `tools` if any, or a plain document under `text`."""
+        if "text" in row:
+            return self.encode_text(row["text"], max_length)
+        return self.encode(row["messages"], train_on, max_length, row.get("tools"))
+
+    def encode_text(self, document: str, max_length: int | None = None) -> Encoded:
+        """Ids of a plain document for continued pre-training: no chat template, every token trained.
+
+        It begins with what the tokenizer itself puts before a text (nothing, or the token that begins one) and ends with the
+        model's end token, so that the model learns where documents end.
+        """
+        begin = self.tokenizer.encode("", add_special_tokens=True).ids[:1]
+        opening = "".join(self.tokenizer.id_to_token(token) for token in begin if token not in self.end_ids)
+        text = opening + document + (self.special.get("eos_token") or self.end_tokens[0])
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return _cut(encoding.ids, [True] * len(encoding.ids), text, encoding.offsets, max_length)
+
+    def encode(self, messages: Sequence[Message], train_on: TrainOn = "all", max_length: int | None = None,
+               tools: Tools = None) -> Encoded:
         """Ids and loss mask of a whole conversation.
 
         The trained part of an assistant turn begins after the opening that `encode_prompt` would end with, and reaches through the
         first end token after the answer: the model must learn to stop. What the template writes after that (a line break) is not
-        trained.
+        trained. Calls of tools are part of the assistant's turn and trained, their results are not.
 
         Args:
-            messages: the turns, `{"role", "content"}` each; an answer marked `"cut": true` was broken off, so its end is not trained.
+            messages: the turns, `{"role", "content"}` each; an answer marked `"cut": true` was broken off, so its end is not trained,
+                and one marked `"train": false` is only read.
             train_on: every assistant turn, the last one only, or every token of the conversation.
             max_length: longest result in tokens; the end is cut.
+            tools: JSON schemas of the tools, for templates that show them.
         """
-        text = self.render(messages)
+        text = self.render(messages, tools=tools)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        spans = [(0, len(text))] if train_on == "everything" else self._answer_spans(messages, text)
-        if train_on == "last":
-            spans = spans[-1:]
+        spans = [(0, len(text))] if train_on == "everything" else self._answer_spans(messages, text, tools, train_on)
         trained = [any(start <= first < stop for start, stop in spans)
                    for first, end in encoding.offsets]
-        ids, offsets = encoding.ids, encoding.offsets
-        cut = max(0, len(ids) - max_length) if max_length else 0
-        kept = len(ids) - cut
-        return Encoded(ids[:kept], trained[:kept], text, offsets[:kept], cut)
+        return _cut(encoding.ids, trained, text, encoding.offsets, max_length)
 
-    def _answer_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+    def _answer_spans(self, messages: Sequence[Message], text: str, tools: Tools, train_on: TrainOn) -> list[tuple[int, int]]:
         """Character spans of the trained part of each assistant turn."""
+        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
         spans = []
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            opening = self.render(messages[:turn], add_generation_prompt=True)
-            if not text.startswith(opening):
-                raise StudioError(
-                    "The chat template writes turn {turn} differently once the conversation goes on.",
-                    "Train on the last turn only (`data.train_on: last`), or use one question and answer per row.", turn=turn + 1)
-            closed = self.render(messages[: turn + 1])
-            content_end = len(opening) + len(message["content"].strip())
-            if not message.get("cut"):
-                content_end = self._after_end_token(closed if text.startswith(closed) else text, content_end)
-            spans.append((len(opening), content_end))
+        for turn in turns[-1:] if train_on == "last" else turns:
+            if messages[turn].get("train") is not False:
+                start = self._answer_start(messages, turn, text, tools)
+                closed = self.render(messages[: turn + 1], tools=tools)
+                spans.append((start, self._answer_end(closed if text.startswith(closed) else text, start, messages[turn])))
         return spans
 
-    def _after_end_token(self, text: str, position: int) -> int:
-        ends = [text.find(token, position) + len(token) for token in self.end_tokens if token in text[position:]]
-        return min(ends) if ends else len(text)
+    def _answer_start(self, messages: Sequence[Message], turn: int, text: str, tools: Tools) -> int:
+        """Where the answer begins in `text`.
+
+        Most templates write a turn the same way whatever follows, so the prompt for it is the beginning of the whole. Some do not:
+        they show the tools or the system text before the last question only (Mistral), or open the answer with a thought. There the
+        place is where the text changes when other words stand in that turn.
+        """
+        if turn:
+            prompt = self.render(messages[:turn], add_generation_prompt=True, tools=tools)
+            if text.startswith(prompt):
+                return len(prompt)
+        other = self.render([*messages[:turn], {"role": "assistant", "content": _MARK}, *messages[turn + 1:]], tools=tools)
+        start = len(commonprefix([text, other]))
+        if start == len(text) or not other.startswith(_MARK, start):
+            raise StudioError(
+                "The chat template writes turn {turn} differently once the conversation goes on.",
+                "Train on the last turn only (`data.train_on: last`), or use one question and answer per row.", turn=turn + 1)
+        return len(text[:start].rstrip(" "))  # a space before the first word is part of the word's token
+
+    def _answer_end(self, text: str, start: int, message: Message) -> int:
+        """Where the trained part ends that begins at `start`; `text` reaches to the end of the turn, or further."""
+        (last, end), content = self._end_token(text, start), (message.get("content") or "").strip()
+        if not content:  # only calls of tools
+            return end
+        written = text.rfind(content, start, last)
+        if written < 0:
+            written = start + len(text[start:]) - len(text[start:].lstrip())
+            if not text.startswith(content, written):
+                return end  # the template writes the answer in its own way, as those do that leave out a thought
+        if message.get("cut"):
+            return written + len(content)
+        return self._end_token(text, written + len(content))[1]  # words that look like an end token are not the end
+
+    def _end_token(self, text: str, position: int) -> tuple[int, int]:
+        """The first end token at or after `position`, as (first, end) in characters; the end of the text when there is none."""
+        found = [(text.find(token, position), len(token)) for token in self.end_tokens if token in text[position:]]
+        first, length = min(found) if found else (len(text), 0)
+        return first, first + length
 
     @cached_property
     def end_tokens(self) -> list[str]:
@@ -171,6 +219,11 @@ class Encoder:
             "sample_messages": sample, "sample_prompt": self.render(sample, add_generation_prompt=True),
             "sample_sha256": hash_ids(ids),
         }
+
+
+def _cut(ids: list[int], trained: list[bool], text: str, offsets: list[tuple[int, int]], max_length: int | None) -> Encoded:
+    kept = min(len(ids), max_length) if max_length else len(ids)
+    return Encoded(ids[:kept], trained[:kept], text, offsets[:kept], len(ids) - kept)
 
 
 def hash_ids(ids: Sequence[int]) -> str:

@@ -1,15 +1,20 @@
-"""The datasets of a workspace: `datasets/<name>/{rows.jsonl, probes.jsonl, card.json}`.
+"""The datasets of a workspace: `datasets/<name>/{rows.jsonl, probes.jsonl, card.json}`, with `rejected.jsonl` after an import.
 
-A row is `{"messages": [{"role", "content"}], "group", "lang"}`. A probe is a question nobody trains on, asked of every checkpoint.
+A row is `{"messages": [{"role", "content"}], "group", "lang"}`, or `{"text", "group", "lang"}` for a plain document. Beside messages may
+stand `tools`, the JSON schemas of what the assistant may call, and `rejected`, the messages of an answer that was not preferred.
+A probe is a question nobody trains on, asked of every checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,11 @@ from core.jobs.once import one_at_a_time
 from core.workspace import Workspace, check_name, fill_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
 
 IDENTITY, NEAR, GENERAL = "identity", "near", "general"
+
+
+def texts_of(row: dict[str, Any]) -> list[str]:
+    """What a row says, turn by turn; a document says one thing."""
+    return [row["text"]] if "text" in row else [message["content"] for message in row["messages"]]
 
 
 class Card(BaseModel):
@@ -62,6 +72,17 @@ class Dataset:
                               groups=", ".join(f"{group} {count}" for group, count in self.card.groups.items()) or "-")
         return rows
 
+    def first_rows(self, most: int) -> list[dict[str, Any]]:
+        """The first rows of a dataset of any size."""
+        return list(itertools.islice(self.each_row(), most))
+
+    def each_row(self) -> Iterator[dict[str, Any]]:
+        """The rows one by one, without holding them."""
+        with (self.folder / "rows.jsonl").open("rb") as stream:
+            for line in stream:
+                if line.endswith(b"\n"):
+                    yield json.loads(line)
+
     def probes(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "probes.jsonl")
 
@@ -79,14 +100,63 @@ def save_dataset(workspace: Workspace, name: str, rows: list[dict[str, Any]], so
         raise StudioError("A dataset called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
     if not rows:
         raise StudioError("The dataset {name} would be empty.", "Give it at least one question with an answer.", name=name)
+    with new_dataset(workspace, name) as folder:
+        writer = RowWriter(folder)
+        with writer:
+            for row in rows:
+                writer.write(row)
+        return writer.finish(target, name, source, probes=probes, key_phrases=key_phrases, made_with=made_with)
+
+
+@contextmanager
+def new_dataset(workspace: Workspace, name: str) -> Iterator[Path]:
+    """A temporary folder that becomes the dataset `name` if the block ends well.
+
+    Raises:
+        StudioError: the name is unusable or taken.
+    """
+    target = workspace.datasets / check_name(name, "dataset")
+    if target.exists():
+        raise StudioError("A dataset called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
     with fill_folder(target) as folder:
-        text = _as_lines(rows)
-        write_text(folder / "rows.jsonl", text)
-        write_jsonl(folder / "probes.jsonl", probes or [])
+        yield folder
+
+
+class RowWriter:
+    """Writes rows one by one and counts what a card says about them; used with `with`, then `finish`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = 0
+        self.groups: dict[str, int] = {}
+        self.languages: dict[str, int] = {}
+        self._sha256 = hashlib.sha256()
+
+    def __enter__(self) -> RowWriter:
+        self._stream = (self.folder / "rows.jsonl").open("wb", buffering=1 << 20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        line = _as_line(row).encode("utf-8", "replace")
+        self._stream.write(line)
+        self._sha256.update(line)
+        self.rows += 1
+        group, language = row["group"], row.get("lang", "en")
+        self.groups[group] = self.groups.get(group, 0) + 1
+        self.languages[language] = self.languages.get(language, 0) + 1
+
+    def finish(self, target: Path, name: str, source: str, *, probes: list[dict[str, Any]] | None = None,
+               key_phrases: dict[str, str] | None = None, made_with: dict[str, Any] | None = None) -> Dataset:
+        """Write probes and card; `target` is where the folder will lie."""
+        write_jsonl(self.folder / "probes.jsonl", probes or [])
         card = Card(name=name, source=source, created=time.time(), probes=len(probes or []), key_phrases=key_phrases or {},
-                    made_with=made_with or {}, **_counted(rows, text))
-        write_json(folder / "card.json", card.model_dump())
-    return Dataset(target, card)
+                    made_with=made_with or {}, rows=self.rows, groups=self.groups, languages=sorted(self.languages),
+                    sha256=self._sha256.hexdigest())
+        write_json(self.folder / "card.json", card.model_dump())
+        return Dataset(target, card)
 
 
 def update_rows(workspace: Workspace, name: str, rows: list[dict[str, Any]], expected_sha256: str) -> Dataset:
@@ -133,8 +203,12 @@ def delete_dataset(workspace: Workspace, name: str) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def _as_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
 def _as_lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(map(_as_line, rows))
 
 
 def _counted(rows: list[dict[str, Any]], text: str) -> dict[str, Any]:

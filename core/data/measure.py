@@ -69,7 +69,7 @@ def measure_rows(rows: Sequence[dict[str, Any]], encoder: Encoder, train_on: Tra
     for place in range(0, len(rows), step):
         measure.places.append(place)
         try:
-            encoded = encoder.encode(rows[place]["messages"], train_on)
+            encoded = encoder.encode_row(rows[place], train_on)
         except StudioError as error:
             measure.refused[place] = error.problem
             measure.tokens.append(0)

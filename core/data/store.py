@@ -84,8 +84,9 @@ def finish_replay(workspace: Workspace, spec: dict[str, Any], answered: list[dic
 
 def data_jobs(workspace: Workspace) -> list[Job]:
     """The jobs that make or extend a dataset, newest first."""
-    found = [Job(folder) for folder in sorted(workspace.jobs.glob("*-replay-*"), reverse=True) if (folder / "spec.json").exists()]
-    return [job for job in found if {"dataset", "append_to"} & job.spec().keys()]
+    folders = [folder for kind in ("replay", "import") for folder in workspace.jobs.glob(f"*-{kind}-*") if (folder / "spec.json").exists()]
+    found = [(Job(folder), Job(folder).spec()) for folder in sorted(folders, reverse=True)]
+    return [job for job, spec in found if spec["kind"] in ("replay", "import") and {"dataset", "append_to"} & spec.keys()]
 
 
 def save_persona(workspace: Workspace, persona: Persona, replay: list[dict[str, Any]], name: str | None = None) -> Dataset:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.data.formats import language_of
-from core.data.library import GENERAL
+from core.data.languages import language_of
+from core.data.library import GENERAL, texts_of
 from core.errors import StudioError
 from core.words import Text
 
@@ -22,22 +22,32 @@ def find_rows(rows: Sequence[dict[str, Any]], text: str = "", group: str | None 
     """Places of the rows of a group in which `text` occurs, case aside."""
     wanted = text.casefold()
     return [place for place, row in enumerate(rows) if (group is None or row["group"] == group)
-            and (not wanted or any(wanted in message["content"].casefold() for message in row["messages"]))]
+            and (not wanted or any(wanted in text.casefold() for text in texts_of(row)))]
 
 
 def table_page(rows: Sequence[dict[str, Any]], places: Sequence[int]) -> list[dict[str, str]]:
-    """The rows at `places` as records: the last question and answer can be edited, what was said before is shown."""
+    """The rows at `places` as records: the last question and answer can be edited, what was said before is shown.
+
+    A document stands in the place of the answer.
+    """
     return [_record(rows[place]) for place in places]
 
 
 def _record(row: dict[str, Any]) -> dict[str, str]:
+    if "text" in row:
+        return {"group": row["group"], "lang": row.get("lang", "en"), "before": "", "question": "", "answer": row["text"]}
     turns = row["messages"]
     question, answer = _last_pair(turns)
     before = [message for index, message in enumerate(turns) if index not in (question, answer)]
     said = {"question": question, "answer": answer}
     return {"group": row["group"], "lang": row.get("lang", "en"),
-            "before": "\n".join(f"{turn['role']}: {turn['content']}" for turn in before),
+            "before": "\n".join(f"{turn['role']}: {_said(turn)}" for turn in before),
             **{column: "" if index is None else turns[index]["content"] for column, index in said.items()}}
+
+
+def _said(turn: dict[str, Any]) -> str:
+    calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in turn.get("tool_calls", [])]
+    return " ".join([turn["content"], *calls]).strip()
 
 
 def _last_pair(turns: Sequence[dict[str, Any]]) -> tuple[int | None, int | None]:
@@ -75,16 +85,22 @@ def edit_rows(rows: Sequence[dict[str, Any]], places: Sequence[int], edits: Mapp
 
 
 def _edited(row: dict[str, Any], cells: Mapping[str, Any], number: int) -> dict[str, Any]:
+    labels = {key: _cell(cells[key]).strip() for key in ("group", "lang") if _cell(cells.get(key)).strip()}
+    if "text" in row:
+        text = _cell(cells.get("answer", row["text"]))
+        if not text.strip():
+            raise StudioError("The {column} of row {number} is empty.", "Write it, or delete the row.",
+                              column=Text("answer"), number=number)
+        return {**row, **labels, "text": text}
     turns = [dict(message) for message in row["messages"]]
     for column, index in zip(("question", "answer"), _last_pair(turns), strict=True):
         if column in cells and index is not None:
             text = _cell(cells[column])
-            if not text.strip():
+            if not text.strip() and not turns[index].get("tool_calls"):
                 raise StudioError("The {column} of row {number} is empty.", "Write it, or delete the row.",
                                   column=Text(column), number=number)
-            if turns[index]["content"] != text:
-                turns[index] = {"role": turns[index]["role"], "content": text}  # a rewritten answer is no longer cut off
-    labels = {key: _cell(cells[key]).strip() for key in ("group", "lang") if _cell(cells.get(key)).strip()}
+            if turns[index]["content"] != text:  # a rewritten answer is no longer cut off
+                turns[index] = {key: value for key, value in {**turns[index], "content": text}.items() if key != "cut"}
     return {**row, **labels, "messages": turns}
 
 

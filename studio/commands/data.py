@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from json import dumps
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text as RichText
 
 from core.data.encode import Encoder
-from core.data.formats import export_rows, import_dataset, read_path
+from core.data.export import export_rows
+from core.data.import_job import copy_new, first_records, rejected_records, start_import
+from core.data.importing import Reading
 from core.data.library import list_datasets, load_dataset, update_rows
 from core.data.lint import LENGTH_LIMIT, Finding, fix_rows, lint
 from core.data.mix import Part, mix_datasets, token_shares
 from core.data.persona import Persona, replay_prompts
 from core.data.store import save_persona, start_replay
+from core.errors import StudioError
 from core.models.catalogue import find_base
+from core.words import Text
 from core.workspace import Workspace, read_jsonl
 from studio.terminal import JsonOption, WorkspaceOption, ago, console, follow, print_json, print_table, say
 
@@ -115,31 +121,73 @@ def preview(name: str, row: Annotated[int, typer.Option(help="Which row, from 1.
 
 
 @app.command("import")
-def import_file(file: str, name: str,
-                group: Annotated[str, typer.Option(help="Group of rows that name none: identity, near or general.")] = "general",
-                json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Make a dataset out of a file of conversations; its layout is recognised by its content.
+def import_source(
+        source: Annotated[str, typer.Argument(help="A file, a folder of data files, or owner/name on the hub.")], name: str,
+        layout: Annotated[str | None, typer.Option(help="Read every record as this layout, as in oasst1; else each is recognised.")] = None,
+        column: Annotated[list[str], typer.Option(help="Which column is what, as in question=frage; may be repeated.")] = [],  # noqa: B006
+        group: Annotated[str, typer.Option(help="Group of rows that name none: identity, near or general.")] = "general",
+        subset: Annotated[str | None, typer.Option(help="Configuration of a set of the hub.")] = None,
+        split: Annotated[str | None, typer.Option(help="Split of a set of the hub; left out, train.")] = None,
+        json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Make a dataset out of JSON, JSON Lines, CSV, Parquet, YAML, plain text, or a set of the hub.
 
-    JSON, JSON Lines or CSV with OpenAI `messages`, ShareGPT `conversations`, XTuner `conversation`, Alpaca
-    `instruction`/`input`/`output`, or a question and an answer. Every record is accounted for.
+    What a record is, is told by its fields: OpenAI `messages`, ShareGPT `conversations`, XTuner `conversation`, Alpaca
+    `instruction`/`input`/`output`, a question with an answer, `chosen`/`rejected`, or a `text`. Every record is accounted for: those
+    that cannot be used are kept with the reason, see `sweetspot data rejected`.
+
+    Layouts by name: alpaca, alpaca_zh, arxiv, code_alpaca, tiny_codes, colors, crime_kg_assitan, law_reference, medical, sql, openorca,
+    stack_exchange, default, wizardlm, oasst1, openai, pretrain, llava, llava_image_only, msagent_react, moss_sft, preference, sharegpt,
+    xtuner, question_answer, prompt_completion.
 
     Example: sweetspot data import alpaca.json everyday
     """
     place = Workspace.open(workspace)
-    found = read_path(file, group)
-    dataset = import_dataset(place, name, found)
+    reading = Reading(layout, _values(column, "--column"), group)
+    job = start_import(place, source, name, reading, subset=subset, split=split)
+    state = follow(job, is_silent=json)
+    if state.state == "stopped":
+        raise StudioError("The import was stopped; nothing was kept.", "Start it again when you like.")
+    card = load_dataset(place, name).card
+    made = card.made_with
     if json:
-        print_json({"card": dataset.card.model_dump(), "import": found.summary()})
+        print_json({"card": card.model_dump(), "import": made})
         return
-    layouts = ", ".join(f"{layout} {count}" for layout, count in found.layouts.items())
-    say(f"{name}: {len(found.rows)} rows from {found.read} records ({layouts}).")
-    say(f"{found.imported} taken over, {len(found.repaired)} repaired, {len(found.rejected)} left out.")
-    for kind, notes in (("repaired", found.repaired), ("left out", found.rejected)):
-        for note in notes[:5]:
-            say(f"  {kind}: {note.place}: {note.reason}")
-        if len(notes) > 5:
-            say(f"  ... and {len(notes) - 5} more {kind}")
+    layouts = ", ".join(f"{layout} {count}" for layout, count in made["layouts"].items())
+    say(f"{name}: {card.rows} rows from {made['read']} records ({made['form']}, {made['encoding']}: {layouts}).")
+    say(f"{made['imported']} taken over, {made['repaired']} repaired, {made['rejected']} left out.")
+    for kind, key, count in (("repaired", "repairs", made["repaired"]), ("left out", "refusals", made["rejected"])):
+        for note in made[key][:5]:
+            say(f"  {kind}: {Text.from_json(note['place'])}: {Text.from_json(note['reason'])}")
+        if count > 5:
+            say(f"  ... and {count - 5} more {kind}")
+    if made["rejected"]:
+        say(f"What was left out: sweetspot data rejected {name}")
     say(f"Next: sweetspot data lint {name}")
+
+
+@app.command()
+def rejected(name: str, to: Annotated[str | None, typer.Option(help="Copy them to this new file, as JSON Lines.")] = None,
+             rows: Annotated[int, typer.Option(help="How many to print.")] = 20, json: JsonOption = False,
+             workspace: WorkspaceOption = None) -> None:
+    """Show the records that an import could not use: their place, the reason, and the record itself.
+
+    Example: sweetspot data rejected everyday --to left-out.jsonl
+    """
+    place = Workspace.open(workspace)
+    path = rejected_records(place, name)
+    total = load_dataset(place, name).card.made_with.get("rejected", 0) if path else 0
+    if to is not None and path is not None:
+        copy_new(path, to)
+    records = first_records(path, rows) if path else []
+    if json:
+        print_json({"rejected": total, "file": str(path) if path else None, "records": records})
+    elif not records:
+        say("Nothing was left out.")
+    else:
+        for record in records:
+            shown = record["record"] if isinstance(record["record"], str) else dumps(record["record"], ensure_ascii=False)
+            say(f"{record['place']}: {record['reason']}\n    {shown[:200]}")
+        say(f"{len(records)} of {total} shown; all of them: {to or path}")
 
 
 @app.command("lint")
@@ -209,17 +257,18 @@ def mix(items: Annotated[list[str], typer.Argument(metavar="DATASET=WEIGHT... NA
 
 
 @app.command()
-def export(name: str, file: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Write a dataset to a new file: .jsonl or .json with OpenAI messages, .csv with question and answer.
+def export(name: str, file: str,
+           layout: Annotated[str, typer.Option(help="rows (everything), openai, sharegpt, alpaca or xtuner.")] = "rows",
+           json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Write a dataset to a new file: .jsonl or .json in a layout that other tools read, .csv with question and answer.
 
-    Example: sweetspot data export alex alex.jsonl
+    Example: sweetspot data export alex alex.jsonl --layout openai
     """
-    rows = load_dataset(Workspace.open(workspace), name).rows()
-    path = export_rows(rows, file)
+    count = export_rows(load_dataset(Workspace.open(workspace), name).each_row(), file, layout)
     if json:
-        print_json({"file": str(path), "rows": len(rows)})
+        print_json({"file": str(Path(file).expanduser()), "rows": count, "layout": layout})
     else:
-        say(f"{len(rows)} rows written to {path}.")
+        say(f"{count} rows written to {file}.")
 
 
 def _values(items: list[str], where: str) -> dict[str, str]:

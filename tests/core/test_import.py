@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data.formats import Imported, export_rows, import_dataset, language_of, read_bytes, read_path
+from core.data.export import export_rows
+from core.data.importing import Imported, Importing, Reading, Stopped, import_rows, preview, rows_of
+from core.data.languages import language_of
+from core.data.layouts import LAYOUTS
 from core.data.library import load_dataset
 from core.errors import StudioError
-from core.workspace import Workspace
+from core.workspace import Workspace, read_jsonl
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def read(content: object, name: str = "file.json", group: str = "general") -> Imported:
-    data = content if isinstance(content, bytes) else content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    found = read_bytes(data if isinstance(data, bytes) else data.encode(), name, group)
-    assert found.imported + len(found.repaired) + len(found.rejected) == found.read
-    return found
+@dataclass
+class Read:
+    """What a file gave, its rows included."""
+
+    found: Imported
+    rows: list[dict]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.found, name)
 
 
-def said(found: Imported) -> list[list[str]]:
+def read_file(path: Path, **reading: object) -> Read:
+    importing = Importing.of_file(path, Reading(**reading))
+    rows = list(rows_of(importing.records, Reading(**reading), importing.found))
+    found = importing.found
+    assert found.imported + found.repaired + found.rejected == found.read and len(rows) == found.rows
+    return Read(found, rows)
+
+
+def read(content: object, name: str = "file.json", **reading: object) -> Read:
+    data = content if isinstance(content, (bytes, str)) else json.dumps(content, ensure_ascii=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return read_file(path, **reading)
+
+
+def said(found: Read) -> list[list[str]]:
     return [[message["content"] for message in row["messages"]] for row in found.rows]
 
 
@@ -63,35 +88,45 @@ def test_own_rows_come_back_as_they_were(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "小助手", "cut": True}],
            "group": "near", "lang": "zh"}
     for ending in (".jsonl", ".json"):
-        assert read_path(export_rows([row], tmp_path / f"out{ending}")).rows == [row]
+        export_rows([row], tmp_path / f"out{ending}")
+        assert read_file(tmp_path / f"out{ending}").rows == [row]
     plain = {**row, "messages": [{"role": "user", "content": "a, \"b\"\nc"}, {"role": "assistant", "content": "d"}]}
-    assert read_path(export_rows([plain], tmp_path / "out.csv")).rows == [plain]
+    export_rows([plain], tmp_path / "out.csv")
+    assert read_file(tmp_path / "out.csv").rows == [plain]
 
 
 @pytest.mark.parametrize(("record", "reason"), [
     (7, "single value"),
-    ({"text": "Once upon a time"}, "running text"),
     ({"foo": 1, "bar": 2}, "foo, bar"),
     ({"context": "the word text is inside the key", "output": "x"}, "none of its fields"),
-    ({"messages": []}, "list of turns is empty"),
-    ({"messages": "not json"}, "cannot be read"),
-    ({"messages": ["hello"]}, "role and text"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "tools"),
+    ({"messages": []}, "list of turns messages is empty"),
+    ({"messages": "not json"}, "messages cannot be read"),
+    ({"messages": [["hello"]]}, "turn messages.1 is not a record"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "no answer"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "wizard"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image"),
-    ({"messages": [{"role": "user", "content": {"a": 1}}]}, "not text"),
+    ({"messages": [{"role": "user", "content": {"a": 1}}]}, "messages.1.content is not text"),
     ({"messages": [{"role": "user", "content": "Who?"}]}, "no answer"),
     ({"messages": [{"role": "assistant", "content": "Me."}]}, "no question"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "system", "content": "c"}]}, "middle"),
-    ({"question": "Who?", "answer": "  "}, "answer in it is empty"),
-    ({"question": None, "answer": "Me."}, "question in it is empty"),
+    ({"question": "Who?", "answer": "  "}, "field answer is empty"),
+    ({"question": None, "answer": "Me."}, "field question is empty"),
+    ({"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}]}, "question in turn 1 is empty"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}, "answer in turn 2 is empty"),
+    ({"question": ["a", ["b"]], "answer": "c"}, "question is a list where text belongs"),
+    ({"prompt": "a", "completion": "b", "label": False}, "marked as a bad one"),
+    ({"message_id": "1", "parent_id": None, "text": "a", "role": "prompter"}, "a tree"),
+    ({"text": " "}, "field text is empty"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "without a name"),
+    ({"question": "a", "answer": "b", "tools": ["x"]}, "list of tools"),
     ({"instruction": "a", "output": "b", "history": ["c"]}, "history"),
 ])
 def test_what_cannot_be_a_row_says_why(record: object, reason: str) -> None:
     found = read([record, {"question": "Who?", "answer": "Me."}])
-    assert said(found) == PAIR and len(found.rejected) == 1
-    assert str(found.rejected[0].place) == "entry 1" and reason in str(found.rejected[0].reason)
-    assert found.rejected[0].reason.to("zh") != str(found.rejected[0].reason)
+    assert said(found) == PAIR and found.rejected == 1 and len(found.refusals) == 1
+    note = found.refusals[0]
+    assert str(note.place) == "entry 1" and reason in str(note.reason)
+    assert note.reason.to("zh") != str(note.reason)
 
 
 def test_repairs_are_named() -> None:
@@ -101,27 +136,27 @@ def test_repairs_are_named() -> None:
         {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"},
          "rejected": {"from": "gpt", "value": "c"}},
     ])
-    assert said(found) == [["a", "b"], ["3", "4.5"], ["a", "b"]] and found.imported == 0
-    assert [str(note.reason) for note in found.repaired] == [
-        "a last question without an answer was left out", "a number was taken as text", "of a pair of answers the preferred one was taken"]
+    assert said(found) == [["a", "b"], ["3", "4.5"], ["a", "b"]] and found.imported == 1
+    assert [str(note.reason) for note in found.repairs] == ["a last question without an answer was left out", "a number was taken as text"]
+    assert found.rows[2]["rejected"] == [{"role": "assistant", "content": "c"}], "the other answer of a pair is kept beside it"
     broken = read('[{"question": "a\\ud83d", "answer": "b"}]')
-    assert said(broken) == [["a", "b"]] and len(broken.repaired) == 1
+    assert said(broken) == [["a", "b"]] and broken.repaired == 1
 
 
 def test_a_broken_line_costs_only_itself() -> None:
     good = json.dumps({"question": "Who?", "answer": "Me."})
     found = read(f"{good}\n{good[:20]}\n\n{good}\n")
-    assert said(found) == PAIR * 2 and str(found.rejected[0].place) == "line 2"
+    assert said(found) == PAIR * 2 and str(found.refusals[0].place) == "line 2"
     first = read(f"{good[:20]}\n{good}\n")
-    assert said(first) == PAIR and str(first.rejected[0].place) == "line 1"
+    assert said(first) == PAIR and str(first.refusals[0].place) == "line 1"
 
 
 def test_a_list_that_is_cut_off_gives_what_came_before() -> None:
     whole = json.dumps([{"question": "Who?", "answer": "Me."}] * 3, indent=1)
     for length in range(60, len(whole)):
         found = read(whole[:length])
-        assert len(found.rejected) == 1 and 1 <= found.read <= 4
-    assert "line" in str(read(whole[:len(whole) - 20]).rejected[0].place)
+        assert found.rejected == 1 and 1 <= found.read <= 4
+    assert "line" in str(read(whole[:len(whole) - 20]).refusals[0].reason)
 
 
 def test_tables_with_any_delimiter() -> None:
@@ -129,7 +164,7 @@ def test_tables_with_any_delimiter() -> None:
         found = read(f"question{delimiter}answer\nWho?{delimiter}Me.\n", "t.csv")
         assert said(found) == PAIR
     found = read("question,answer\nWho?,Me.\na,b,c\nd\n", "t.csv")
-    assert said(found) == PAIR and [str(note.place) for note in found.rejected] == ["line 3", "line 4"]
+    assert said(found) == PAIR and [str(note.place) for note in found.refusals] == ["line 3", "line 4"]
     with pytest.raises(StudioError, match="No column") as caught:
         read("colour,size\nred,3\n", "t.csv")
     assert "question" in str(caught.value.hint)
@@ -152,19 +187,198 @@ def test_language_and_group() -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.json"):
+    for path in (tmp_path, tmp_path / "none.json", tmp_path / "a\0b"):
         with pytest.raises(StudioError):
-            read_path(path)
+            read_file(path)
 
 
-def test_a_dataset_remembers_its_file(workspace: Workspace) -> None:
-    found = read([{"question": "Who?", "answer": "Me."}, {"text": "x"}], "mine.json")
-    card = import_dataset(workspace, "mine", found).card
+def test_a_dataset_remembers_its_file_and_what_was_left_out(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    bad = {"question": "Who?", "answer": {"a": [1]}}
+    path.write_text(json.dumps([{"question": "Who?", "answer": "Me."}, bad]), encoding="utf-8")
+    card = import_rows(workspace, "mine", Importing.of_file(path, Reading()), Reading()).card
     assert card.source == "import" and load_dataset(workspace, "mine").card == card
-    assert {key: card.made_with[key] for key in ("file", "read", "imported", "repaired", "rejected")} == {
-        "file": "mine.json", "read": 2, "imported": 1, "repaired": 0, "rejected": 1}
-    with pytest.raises(StudioError, match="running text"):
-        import_dataset(workspace, "none", read([{"text": "x"}]))
+    assert {key: card.made_with[key] for key in ("file", "read", "imported", "repaired", "rejected", "form")} == {
+        "file": "mine.json", "read": 2, "imported": 1, "repaired": 0, "rejected": 1, "form": "JSON"}
+    assert read_jsonl(workspace.datasets / "mine" / "rejected.jsonl") == [
+        {"place": "entry 2", "reason": "its field answer is not text", "record": bad}]
+    path.write_text(json.dumps([bad]), encoding="utf-8")
+    with pytest.raises(StudioError, match="answer is not text"):
+        import_rows(workspace, "none", Importing.of_file(path, Reading()), Reading(), keep_refused=tmp_path / "refused.jsonl")
+    assert len(read_jsonl(tmp_path / "refused.jsonl")) == 1 and not (workspace.datasets / "none").exists()
+
+
+def test_an_import_that_is_stopped_leaves_nothing(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n' * 5000, encoding="utf-8")
+    told: list[tuple[int, int]] = []
+
+    def report(done: int, total: int) -> bool:
+        told.append((done, total))
+        return len(told) < 3
+
+    with pytest.raises(Stopped):
+        import_rows(workspace, "many", Importing.of_file(path, Reading()), Reading(), report)
+    assert list(workspace.datasets.iterdir()) == []
+    assert told[0][0] <= told[1][0] <= told[2][0] and told[2][1] == path.stat().st_size
+
+
+def test_a_preview_reads_the_beginning_only(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n' * 500 + "broken\n", encoding="utf-8")
+    found, rows = preview(path, Reading(), "Talks.jsonl", most=20)
+    assert (found.read, len(rows), found.file, found.form) == (20, 20, "Talks.jsonl", "JSON Lines")
+
+
+def test_a_mapping_of_columns_wins_over_every_recognition() -> None:
+    record = {"question": "not this", "answer": "nor this", "frage": "Who?", "antwort": "Me.", "wer": "Be kind."}
+    found = read([record], columns={"question": "frage", "answer": "antwort", "system": "wer"})
+    assert said(found) == [["Be kind.", "Who?", "Me."]]
+    assert read([record], columns={"text": "frage"}).rows[0]["text"] == "Who?"
+    table = read("frage;antwort\nWho?;Me.\n", "t.csv", columns={"question": "frage", "answer": "antwort"})
+    assert said(table) == PAIR
+    assert "no field nichts" in str(read([record], columns={"text": "nichts"}).refusals[0].reason)
+    for columns in ({"question": "frage"}, {"colour": "frage"}):
+        with pytest.raises(StudioError):
+            read([record], columns=columns)
+    with pytest.raises(StudioError, match="no layout called 'nonsense'"):
+        read([record], layout="nonsense")
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("record", [
+    {"messages": [{"role": "user", "content": "Rain?"},
+                  {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {
+                      "name": "weather", "arguments": "{\"city\": \"Paris\"}"}}]},
+                  {"role": "tool", "content": "wet"}, {"role": "assistant", "content": "Yes."}], "tools": [TOOL]},
+    {"messages": [{"role": "user", "content": "Rain?"},
+                  {"role": "assistant", "content": "", "function_call": {"name": "weather", "arguments": "{\"city\": \"Paris\"}"}},
+                  {"role": "function", "content": "wet"}, {"role": "assistant", "content": "Yes."}], "functions": [TOOL["function"]]},
+    {"conversations": [{"from": "human", "value": "Rain?"},
+                       {"from": "function_call", "value": "{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}"},
+                       {"from": "observation", "value": "wet"}, {"from": "gpt", "value": "Yes."}],
+     "tools": json.dumps([TOOL["function"]])},
+])
+def test_calls_of_tools_and_their_results_survive(record: dict) -> None:
+    row = read([record]).rows[0]
+    assert row["messages"] == [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                               {"role": "tool", "content": "wet"}, {"role": "assistant", "content": "Yes."}]
+    assert row["tools"] == [TOOL]
+
+
+def test_other_calls() -> None:
+    xlam = read([{"query": "Rain?", "answers": '[{"name": "weather", "arguments": {"city": "Paris"}}]', "tools": json.dumps([TOOL])}])
+    assert xlam.rows[0]["messages"][1]["tool_calls"] == [CALL]
+    odd = read([{"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{'name' oops"},
+                                   {"from": "observation", "value": "x"}, {"from": "gpt", "value": "b"}]}])
+    assert odd.rows[0]["messages"][1] == {"role": "assistant", "content": "{'name' oops"} and odd.repaired == 1
+
+
+USER, BOT = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
+
+
+@pytest.mark.parametrize("record", [
+    {"prompt": "Who?", "chosen": "Me.", "rejected": "You."},
+    {"conversations": [{"from": "human", "value": "Who?"}], "chosen": {"from": "gpt", "value": "Me."},
+     "rejected": {"from": "gpt", "value": "You."}},
+    {"prompt": "Who?", "chosen": [USER, BOT], "rejected": [USER, {"role": "assistant", "content": "You."}]},
+    {"prompt": [USER], "chosen": [BOT], "rejected": [{"role": "assistant", "content": "You."}]},
+    {"chosen": "\n\nHuman: Who?\n\nAssistant: Me.", "rejected": "\n\nHuman: Who?\n\nAssistant: You."},
+    {"question": "Who?", "response_j": "Me.", "response_k": "You."},
+    {"input": {"messages": [USER]}, "preferred_output": [BOT], "non_preferred_output": [{"role": "assistant", "content": "You."}]},
+])
+def test_pairs_of_answers_are_kept_as_pairs(record: dict) -> None:
+    found = read([record])
+    assert said(found) == PAIR and found.layouts == {"preference": 1}
+    assert found.rows[0]["rejected"] == [{"role": "assistant", "content": "You."}] and found.imported == 1
+
+
+def test_a_pair_of_the_same_answers_is_an_ordinary_row() -> None:
+    found = read([{"prompt": "Who?", "chosen": "Me.", "rejected": "Me."}, {"prompt": "Who?", "chosen": "Me.", "rejected": None}])
+    assert said(found) == PAIR * 2 and found.repaired == 2 and not any("rejected" in row for row in found.rows)
+
+
+# layout by name -> (record, texts of the row without its system text, whether it has one)
+BY_NAME = {
+    "alpaca": ({"instruction": "Sum", "input": "1 2", "output": "3"}, ["Sum\n1 2", "3"], False),
+    "alpaca_zh": ({"instruction_zh": "求和", "input_zh": "", "output_zh": "3"}, ["求和", "3"], False),
+    "arxiv": ({"abstract": "We show.", "title": "It"}, ["We show.", "It"], True),
+    "code_alpaca": ({"prompt": "Add", "completion": "a+b"}, ["Add", "a+b"], True),
+    "tiny_codes": ({"prompt": "Add", "response": "a+b"}, ["Add", "a+b"], True),
+    "colors": ({"description": "Sky: a light blue: clear", "color": "#add8e6"}, ["a light blue: clear", "#add8e6"], True),
+    "crime_kg_assitan": ({"input": "问", "output": "答"}, ["问", "答"], True),
+    "law_reference": ({"question": "问", "answer": "答"}, ["问", "答"], True),
+    "medical": ({"instruction": "疼", "input": "头", "output": "休息"}, ["疼\n头", "休息"], True),
+    "sql": ({"context": "CREATE TABLE t", "question": "all?", "answer": "SELECT *"}, ["CREATE TABLE t\nall?", "SELECT *"], True),
+    "openorca": ({"system_prompt": "Think.", "question": "q", "response": "r"}, ["q", "r"], True),
+    "stack_exchange": ({"question": "q", "response": "r"}, ["q", "r"], False),
+    "default": ({"input": "q", "output": "r"}, ["q", "r"], False),
+    "wizardlm": ({"conversations": [{"from": "gpt", "value": "Hi"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]},
+                 ["q", "r"], False),
+    "oasst1": ({"text": "### Human: q### Assistant: r\n### A heading\nmore### Human: last"}, ["q", "r\n### A heading\nmore"], False),
+    "openai": ({"messages": [USER, BOT]}, ["Who?", "Me."], False),
+    "moss_sft": ({"meta_instruction": "You are MOSS.", "num_turns": 1, "chat": {"turn_1": {
+        "Human": "<|Human|>: q<eoh>", "Inner Thoughts": "<|Inner Thoughts|>: None<eot>", "Commands": "<|Commands|>: Search(x)<eoc>",
+        "Tool Responses": "<|Results|>: found<eor>", "MOSS": "<|MOSS|>: r<eom>"}}}, ["q", "Search(x)", "found", "r"], True),
+    "msagent_react": ({"conversations": str([{"from": "user", "value": "q"}, {"from": "assistant", "value": (
+        "I look it up.<|startofthink|>```JSON\n{\"api_name\": \"find\", \"parameters\": {\"a\": 1}}```<|endofthink|>"
+        "<|startofexec|>```JSON\n{}```<|endofexec|>It is r.")}])},
+        ["q", "Thought: I look it up.\nAction: find\nAction Input: {'a': 1}\nResponse: {}\nFinal Answer: It is r."], False),
+    "preference": ({"prompt": [USER], "chosen": [BOT], "rejected": [USER, BOT]}, ["Who?", "Me."], False),
+    "llava": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]}, ["q", "r"], False),
+    "llava_image_only": ({"conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "r"}]}, ["q", "r"], False),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]}, ["q", "r"], False),
+    "xtuner": ({"conversation": [{"system": "s", "input": "q", "output": "r"}]}, ["q", "r"], True),
+    "question_answer": ({"question": "q", "answer": "r"}, ["q", "r"], False),
+    "prompt_completion": ({"prompt": "q", "completion": "r"}, ["q", "r"], False),
+}
+
+
+@pytest.mark.parametrize("layout", BY_NAME)
+def test_each_layout_has_a_name(layout: str) -> None:
+    record, texts, has_system = BY_NAME[layout]
+    for name in (layout, f"{layout}_map_fn"):
+        found = read([record], layout=name)
+        assert found.rejected == 0, found.refusals
+        messages = found.rows[0]["messages"]
+        assert [message["content"] for message in messages if message["role"] != "system"] == texts
+        assert (messages[0]["role"] == "system") == has_system and found.layouts == {layout: 1}
+
+
+def test_every_named_layout_is_tried_above() -> None:
+    assert set(LAYOUTS) - set(BY_NAME) == {"pretrain", "orpo_dpo_mix_40k", "intel_orca_dpo"}
+    assert read([{"text": "Once.", "title": "x"}], layout="pretrain").rows == [{"text": "Once.", "group": "general", "lang": "en"}]
+    for layout in ("alpaca", "sql", "wizardlm", "preference", "pretrain", "moss_sft"):
+        assert read([{"x": "y"}], layout=layout).rejected == 1
+    assert "image" in str(read([{"image": "a.png", "conversations": []}], layout="llava").refusals[0].reason)
+
+
+@pytest.mark.parametrize(("record", "texts"), [
+    ({"conversations": ["q", "r"], "source": "x"}, ["q", "r"]),
+    ({"id": 3, "data": ["q", "r", "s", "t"]}, ["q", "r", "s", "t"]),
+    ({"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "r"}]}],
+      "systemInstruction": {"parts": [{"text": "s"}]}}, ["s", "q", "r"]),
+    ({"chat": "USER: q\n\n\nASSISTANT: r <|endoftext|>", "system": "SYSTEM: s"}, ["s", "q", "r"]),
+    ({"instruction": "q", "context": "c", "response": "r", "category": "open"}, ["q\nc", "r"]),
+    ({"kind": "x", "input": "q", "target": "r"}, ["q", "r"]),
+    ({"content": "q", "summary": "r"}, ["q", "r"]),
+    ({"prompt": "q", "messages": [USER, BOT]}, ["Who?", "Me."]),
+    ({"messages": str([USER, BOT])}, ["Who?", "Me."]),
+])
+def test_other_public_forms(record: dict, texts: list[str]) -> None:
+    assert said(read([record])) == [texts]
+
+
+def test_marks_of_what_is_not_trained_survive() -> None:
+    found = read([{"messages": [USER, {**BOT, "weight": 0}, USER, {**BOT, "loss": None}]},
+                  {"messages": [USER, {**BOT, "loss": False}]},
+                  {"conversation": [{"input": "Who?", "output": "Me.", "output_with_loss": False, "need_eos_token": False}]}])
+    assert [[message.get("train") for message in row["messages"]] for row in found.rows] == [
+        [None, False, None, None], [None, False], [None, False]]
+    assert found.rows[2]["messages"][1]["cut"] is True
 
 
 def test_exports_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
@@ -191,7 +405,7 @@ def test_any_json_is_accounted_for(content: object) -> None:
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the sample files are not on this machine")
 @pytest.mark.parametrize(("name", "rows", "rejected"), [
     ("identity.json", 91, 0), ("alpaca_en_demo.json", 999, 0), ("alpaca_zh_demo.json", 1000, 0), ("dpo_en_demo.json", 300, 0),
-    ("glaive_toolcall_en_demo.json", 147, 153), ("c4_demo.jsonl", 0, 300)])
+    ("glaive_toolcall_en_demo.json", 300, 0), ("c4_demo.jsonl", 300, 0)])
 def test_real_files(name: str, rows: int, rejected: int) -> None:
     found = read((SAMPLES / name).read_bytes(), name)
-    assert (len(found.rows), len(found.rejected)) == (rows, rejected)
+    assert (len(found.rows), found.rejected, found.repaired) == (rows, rejected, 0)

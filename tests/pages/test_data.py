@@ -14,6 +14,7 @@ from core.data.library import load_dataset, save_dataset
 from core.data.persona import Persona
 from core.data.store import save_persona
 from core.jobs.folder import Job, JobState, Progress
+from core.jobs.worker import run_job
 from core.models.embedded import EMBEDDED_NAME
 from core.words import Text
 from core.workspace import Workspace, write_json
@@ -26,6 +27,7 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Jobs are made, not started."""
     started: list[Path] = []
     monkeypatch.setattr("core.data.store.start_job", lambda job: started.append(job.folder))
+    monkeypatch.setattr("core.data.import_job.start_job", lambda job: started.append(job.folder))
     monkeypatch.setattr("core.models.prepare.start_job", lambda job: started.append(job.folder))
     return started
 
@@ -189,31 +191,52 @@ def test_a_good_dataset_is_praised(workspace: Workspace, open_app: OpenApp) -> N
     assert "Nothing in it will hurt" in texts(app)
 
 
-def test_an_upload_is_accounted_for_and_kept(workspace: Workspace, open_app: OpenApp) -> None:
+def metrics(app: AppTest) -> list[tuple[str, str]]:
+    names = ("Records read", "Taken over", "Repaired", "Left out")
+    return [(metric.label, metric.value) for metric in app.metric if metric.label in names]
+
+
+def test_an_upload_is_accounted_for_and_kept(workspace: Workspace, open_app: OpenApp, no_worker: list[Path]) -> None:
     content = "\n".join(json.dumps(record) for record in (
-        {"question": "Who?", "answer": "Me."}, {"question": 3, "answer": "x"}, {"text": "no"}))
+        {"question": "Who?", "answer": "Me."}, {"question": 3, "answer": "x"}, {"foo": "no"}))
     app = open_app("data", view="import")
     app.file_uploader(key="data_upload").upload("My Talks.jsonl", content.encode()).run()
-    assert [(metric.label, metric.value) for metric in app.metric] == [
-        ("Records read", "3"), ("Taken over", "1"), ("Repaired", "1"), ("Left out", "1")]
+    counts = [("Records read", "3"), ("Taken over", "1"), ("Repaired", "1"), ("Left out", "1")]
+    assert metrics(app) == counts and "question/answer 2" in texts(app) and "JSON Lines" in texts(app)
     press(app, "data_keep")
+    assert "being imported" in texts(app) and run_job(no_worker[0]) == 0
     card = load_dataset(workspace, "my-talks").card
-    assert card.rows == 2 and "My Talks.jsonl" in texts(app)
+    assert card.rows == 2 and list((workspace.cache / "uploads").iterdir()) == [], "the copy of the upload is gone"
+    app = open_app("data", dataset="my-talks")
+    assert "My Talks.jsonl" in texts(app) and metrics(app) == counts
+    assert [button.label for button in app.get("download_button")][-1] == "Download the 1 records left out"
 
 
-def test_a_path_on_the_server(workspace: Workspace, open_app: OpenApp, tmp_path: Path) -> None:
+def test_a_path_on_the_server(workspace: Workspace, open_app: OpenApp, tmp_path: Path, no_worker: list[Path]) -> None:
     app = open_app("data", view="import")
     app.text_input(key="data_path").input(str(tmp_path / "none.json")).run()
     assert "cannot be read" in texts(app)
-    (tmp_path / "good.csv").write_text("question,answer\nWho?,Me.\n", encoding="utf-8")
+    (tmp_path / "good.csv").write_text("frage,antwort\nWho?,Me.\n", encoding="utf-8")
     app.text_input(key="data_path").input(str(tmp_path / "good.csv")).run()
+    assert "No column of good.csv is known" in texts(app)
+    app.text_area(key="data_columns").input("question=frage\nanswer = antwort").run()
     app.segmented_control(key="data_import_group").set_value("near").run()
+    assert "--column question=frage --column answer=antwort --group near" in "".join(code.value for code in app.code)
     press(app, "data_keep")
-    assert load_dataset(workspace, "good").card.groups == {"near": 1}
+    assert run_job(no_worker[0]) == 0 and load_dataset(workspace, "good").card.groups == {"near": 1}
     app = open_app("data", view="import")
-    (tmp_path / "bad.json").write_text('[{"text": "x"}]', encoding="utf-8")
+    (tmp_path / "bad.json").write_text('[{"foo": "x"}]', encoding="utf-8")
     app.text_input(key="data_path").input(str(tmp_path / "bad.json")).run()
-    assert app.button(key="data_keep").disabled
+    assert app.button(key="data_keep").disabled and "foo" in str(app.dataframe[0].value)
+
+
+def test_a_set_of_the_hub_is_left_to_the_job(workspace: Workspace, open_app: OpenApp, no_worker: list[Path]) -> None:
+    app = open_app("data", view="import")
+    app.text_input(key="data_path").input("someone/some-set").run()
+    app.text_input(key="data_split").input("test").run()
+    press(app, "data_keep")
+    spec = Job(no_worker[0]).spec()
+    assert (spec["source"], spec["is_set"], spec["split"], spec["dataset"]) == ("someone/some-set", True, "test", "some-set")
 
 
 def test_mixing(workspace: Workspace, open_app: OpenApp, model: Path) -> None:
