@@ -5,6 +5,7 @@ Every widget shows the recipe's value and hands a new one to `change`; nothing i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -107,11 +108,11 @@ def _draw_field(workspace: Workspace, recipe: Recipe, field: RecipeField, change
     elif bool in kinds:
         show_value(words["key"], value)
         st.toggle(**words, **give())
+    elif list in kinds:
+        show_value(words["key"], _in_one_line(value))
+        st.text_input(**words, **give(_numbers_or_word if int in kinds else _names_or_word))
     elif kinds & {int, float}:
         _draw_number(path, about.minimum, about.maximum, value, float in kinds, words, give)
-    elif list in kinds:
-        show_value(words["key"], value if isinstance(value, str) else ", ".join(value))
-        st.text_input(**words, **give(_names_or_word))
     elif path == "data.system":
         _draw_system(value, words, change)
     else:
@@ -151,10 +152,23 @@ def _draw_number(path: str, least: Any, most: Any, value: Any, is_float: bool, w
                     format="%.2e" if path == "schedule.learning_rate" else "%g" if is_float else "%d")
 
 
+def _in_one_line(value: str | int | list[Any]) -> str:
+    """A word, a count, or a list with commas; the brackets tell a list of one number from a count."""
+    if not isinstance(value, list):
+        return str(value)
+    return f"[{value[0]}]" if len(value) == 1 and isinstance(value[0], int) else ", ".join(map(str, value))
+
+
 def _names_or_word(text: str) -> str | list[str]:
     """`all-linear` stays a word; `q_proj, v_proj` becomes a list."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     return names if len(names) > 1 or text.strip() != "all-linear" else "all-linear"
+
+
+def _numbers_or_word(text: str) -> str | int | list[int | str]:
+    """`auto` stays a word, `2` is a count; `0, 2` and `[0]` become lists."""
+    parts = [int(part) if part.isdecimal() else part for part in re.findall(r"[^\s,\[\]]+", text)]
+    return parts[0] if len(parts) == 1 and "[" not in text and "," not in text else parts
 
 
 def _draw_system(value: str | None, words: dict[str, str], change: Change) -> None:

@@ -32,6 +32,12 @@ CALLED_HERE = {
     "per_device_train_batch_size": "device.micro_batch",
     "micro_batch_size": "device.micro_batch",
     "gradient_checkpointing": "device.checkpointing",
+    "deepspeed": "device.zero",
+    "zero_stage": "device.zero",
+    "nproc_per_node": "device.gpus",
+    "num_gpus": "device.gpus",
+    "report_to": "log.to",
+    "pack_to_max_length": "data.packing",
     "max_epochs": "schedule.epochs",
     "num_train_epochs": "schedule.epochs",
     "num_epochs": "schedule.epochs",
@@ -254,7 +260,7 @@ def _wrong_type(field: str, value: Any, owner: type[Section], name: str, about: 
         return problem, Text("{choices}.", choices=_joined(about))
     if (str in kinds or in_list) and isinstance(value, (int, float, bool)):
         return problem, Text('Put it in quotes: "{value}".', value=str(value).lower() if isinstance(value, bool) else value)
-    if list in kinds and isinstance(value, str):
+    if list in kinds and isinstance(value, str) and int not in kinds:
         return problem, Text("Write it as a list: [{value}].", value=value[:_LONGEST_SHOWN])
     return problem, Text("{name}: {meaning}", name=about.label, meaning=about.help)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from core.recipe.device import DeviceSection, LogSection
 from core.recipe.setting import Section, setting
 from core.words import Text
 
@@ -143,6 +144,13 @@ class DataSection(Section):
         unit=Text("tokens"),
         minimum=16,
         maximum=1_048_576,
+    )
+    packing: bool = setting(
+        False,
+        Text("Packing"),
+        Text("Lays the rows of an update end to end instead of padding them to one length; no row sees "
+             "another, and what is learned stays the same. Faster on a GPU when rows are short."),
+        level="expert",
     )
     train_on: Literal["all", "last", "everything"] = setting(
         "all",
@@ -299,35 +307,6 @@ class ProbeSection(Section):
     )
 
 
-class DeviceSection(Section):
-    """Where it runs; nothing here changes what is learned."""
-
-    kind: Literal["auto", "cpu", "cuda"] = setting(
-        "auto",
-        Text("Device"),
-        Text("auto takes the GPU when there is one."),
-        choices=(("auto", Text("GPU when there is one")), ("cpu", Text("processor")),
-                 ("cuda", Text("NVIDIA GPU"))),
-    )
-    micro_batch: int | None = setting(
-        None,
-        Text("Rows at a time"),
-        Text("Rows held in memory at once; the effective batch stays the same. Left out, it is fitted to "
-             "the memory."),
-        unit=Text("rows"),
-        minimum=1,
-        maximum=65_536,
-        level="expert",
-    )
-    checkpointing: Literal["on", "off"] = setting(
-        "off",
-        Text("Recompute activations"),
-        Text("Saves memory and costs about a third more time."),
-        choices=(("on", Text("less memory, slower")), ("off", Text("more memory, faster"))),
-        level="expert",
-    )
-
-
 class EarlyStopSection(Section):
     """What happens when a run collapses while you are away."""
 
@@ -363,9 +342,12 @@ class Recipe(Section):
     early_stop: EarlyStopSection = setting(
         EarlyStopSection(), Text("Early stop"), Text("What happens when a run collapses while you are away.")
     )
+    log: LogSection = setting(
+        LogSection(), Text("Record elsewhere"), Text("Where the numbers of a run go besides its own folder.")
+    )
 
     @field_validator(
-        "model", "method", "data", "schedule", "snapshots", "probes", "device", "early_stop", mode="before"
+        "model", "method", "data", "schedule", "snapshots", "probes", "device", "early_stop", "log", mode="before"
     )
     @classmethod
     def take_an_empty_section_as_default(cls, value: Any, info: Any) -> Any:

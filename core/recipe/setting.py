@@ -187,7 +187,11 @@ def item_type(owner: type[BaseModel], name: str) -> type[Section] | None:
 
 
 def value_types(owner: type[BaseModel], name: str) -> list[Any]:
-    """The plain types a field takes, without None: [int], [str, list]."""
+    """The plain types a field takes, without None: [int], [str, list]; a choice of numbers is a number."""
     annotation = owner.model_fields[name].annotation
     parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return [get_origin(part) or part for part in parts if part is not type(None)]
+    return [int if _is_choice_of_numbers(part) else get_origin(part) or part for part in parts if part is not type(None)]
+
+
+def _is_choice_of_numbers(annotation: Any) -> bool:
+    return get_origin(annotation) is Literal and all(isinstance(choice, int) for choice in get_args(annotation))

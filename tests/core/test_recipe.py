@@ -57,7 +57,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
 def test_every_field_says_what_it_is() -> None:
     listed = fields(Recipe)
     paths = [field.path for field in listed]
-    assert len(paths) == len(set(paths)) == 35
+    assert len(paths) == len(set(paths)) == 41
     assert {
         "title",
         "model.source",
@@ -69,7 +69,7 @@ def test_every_field_says_what_it_is() -> None:
     for path, about, default in listed:
         assert str(about.label) and str(about.help).endswith("."), path
         assert about.label.to("zh") and about.help.template in chinese_templates(), path
-        if isinstance(default, int | float) and not isinstance(default, bool):
+        if isinstance(default, int | float) and not isinstance(default, bool) and not about.choices:
             assert about.minimum is not None and about.maximum is not None, f"{path} has no range"
             assert about.minimum <= default <= about.maximum, path
         if about.choices:
@@ -85,6 +85,7 @@ def test_every_field_says_what_it_is() -> None:
         "probes",
         "device",
         "early_stop",
+        "log",
     }
 
 
@@ -107,7 +108,7 @@ def test_choices_of_form_and_schema_are_the_same() -> None:
         with pytest.raises(RecipeError):
             build_recipe({section: {name: "something else"}})
         seen += 1
-    assert seen == 9
+    assert seen == 13
 
 
 def test_json_schema_carries_the_words() -> None:
@@ -175,6 +176,16 @@ def test_change_recipe_reads_what_a_command_line_gives() -> None:
     for wrong in ({"": "3"}, {"schedule.updates": "!!python/name:os.system x"}, {"schedule.updates": "[1"}):
         with pytest.raises(RecipeError):
             change_recipe(Recipe(), wrong)
+
+
+def test_gpus_are_auto_a_count_or_a_list() -> None:
+    for given, meant in {"auto": "auto", "2": 2, "[0, 2]": [0, 2], "[1]": [1]}.items():
+        assert change_recipe(Recipe(), {"device.gpus": given, "device.zero": "2"}).device.gpus == meant
+    for wrong in (0, -1, [], [0, 0], [-1], "all", True, 1.5, "[0, 0]"):
+        with pytest.raises(RecipeError, match="device.gpus (must be auto, a number from 1, or a list|is empty)"):
+            change_recipe(Recipe(), {"device.gpus": wrong})
+    with pytest.raises(RecipeError, match="device.zero must be one of 0, 1, 2, 3, not the number 4"):
+        change_recipe(Recipe(), {"device.zero": 4})
 
 
 @pytest.mark.parametrize("spacing", ["even", "early"])
