@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -54,6 +56,20 @@ def read_machine(workspace: Workspace) -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=memory.total, memory_free_bytes=memory.available, disk_free_bytes=workspace.free_bytes(), gpus=read_gpus(),
         python=platform.python_version(), system=f"{platform.system()} {platform.machine()}", versions=package_versions())
+
+
+def processor_threads() -> int:
+    """How many threads computing should have: the physical cores, as far as this process may use them.
+
+    Two threads on one core share its arithmetic units and slow each other down. A container's limit counts too (cgroup v2, cpu.max).
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(allowed, psutil.cpu_count(logical=False) or allowed)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(threads, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        return max(1, threads)
 
 
 def package_versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One job at a time per device, first come first served, without anybody in charge.
+"""One job at a time per device, first come first served, without anybody in charge. A job may need several: `cuda:0,cuda:1`.
 
 A worker waits by itself: it takes the device's lock file when no older job waits for the same device. The kernel releases the lock
 when the worker ends, however it ends.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job
@@ -22,37 +22,45 @@ _NEED_NO_DEVICE = ("lesson",)
 
 @contextmanager
 def hold_device(workspace: Workspace, job: Job, is_cancelled: Callable[[], bool]) -> Iterator[bool]:
-    """Wait for the job's device, hold it for the block. Yields False when cancelled while waiting."""
-    device = job.state().device
+    """Wait for the job's devices, hold them for the block. Yields False when cancelled while waiting."""
     locks = workspace.cache / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / f"{device.replace(':', '-')}.lock").open("w") as lock:
+    with ExitStack() as stack:
+        held = [stack.enter_context((locks / f"{name.replace(':', '-')}.lock").open("w")) for name in sorted(_parts(job.state().device))]
         while not is_cancelled():
-            if not waiting_before(workspace, job) and _try_lock(lock):
+            if not waiting_before(workspace, job) and _try_locks(held):
                 yield True
                 return
             time.sleep(_POLL_SECONDS)
         yield False
 
 
-def _try_lock(lock) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+def _parts(device: str) -> set[str]:
+    return set(device.split(","))
+
+
+def _try_locks(locks: list) -> bool:
+    """All of them or none: who holds one while waiting for another may wait for somebody who does the same."""
+    for number, lock in enumerate(locks):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for held in locks[:number]:
+                fcntl.flock(held, fcntl.LOCK_UN)
+            return False
     return True
 
 
 def waiting_before(workspace: Workspace, job: Job) -> list[Job]:
-    """The jobs that wait for the same device and were asked for earlier."""
+    """The jobs that wait for one of the same devices and were asked for earlier."""
     own = job.state()
     return [other for other, state in active_jobs(workspace)
-            if state.state == "queued" and state.device == own.device and (state.created, other.id) < (own.created, job.id)]
+            if state.state == "queued" and _parts(state.device) & _parts(own.device) and (state.created, other.id) < (own.created, job.id)]
 
 
 def holder(workspace: Workspace, device: str) -> Job | None:
     """The job that holds `device` now."""
     for job, state in active_jobs(workspace):
-        if state.device == device and state.state in ("running", "stopping") and state.kind not in _NEED_NO_DEVICE:
+        if _parts(state.device) & _parts(device) and state.state in ("running", "stopping") and state.kind not in _NEED_NO_DEVICE:
             return job
     return None

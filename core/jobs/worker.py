@@ -123,7 +123,7 @@ def run_job(folder: Path) -> int:
             print(f"{error.problem}\n{error.hint}", flush=True)
         except BaseException as error:  # the last word of a process must reach the file
             traceback.print_exc()
-            outcome = {"state": "failed", **_unexpected(error).to_json()}
+            outcome = {"state": "failed", **unexpected(error).to_json()}
         ended.set()
         heart.join()
         recorder.last_word(ended=time.time(), **outcome)
@@ -155,7 +155,8 @@ def _run(target: str, job: Job, recorder: Recorder, workspace: Workspace) -> dic
     return {"state": "stopped" if recorder.told_to_stop else "finished", "result": result}
 
 
-def _unexpected(error: BaseException) -> StudioError:
+def unexpected(error: BaseException) -> StudioError:
+    """Words for an error that nobody foresaw."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return StudioError(
             "There was not enough memory.",

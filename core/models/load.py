@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.utils import logging
 
 from core.errors import StudioError
+from core.machine import processor_threads
 from core.models.header import HEAD_NAMES, weight_files
 
 
@@ -34,21 +35,22 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: str, quantization: str = "none") -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype, device: str, quantization: str = "none", is_divided: bool = False) -> PreTrainedModel:
     """A causal language model in evaluation mode on `device`.
 
     Args:
         quantization: `none`, `nf4` (4-bit NormalFloat, double quantisation, as in QLoRA) or `int8`.
+        is_divided: DeepSpeed divides the weights among the processes while they are read.
 
     Raises:
         StudioError: the folder is no model, or its weights cannot be read.
     """
     logging.disable_progress_bar()  # a bar in a log file is noise
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or processor_threads()))
     weight_files(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, local_files_only=True, trust_remote_code=False,
+            folder, dtype=dtype, device_map=None if is_divided else {"": device}, local_files_only=True, trust_remote_code=False,
             use_safetensors=True, quantization_config=_quantization(quantization, dtype))
     except (ValueError, KeyError, OSError) as error:
         raise StudioError("The model in {folder} cannot be loaded: {reason}.",

@@ -109,7 +109,7 @@ def _sized(workspace: Workspace, recipe: Recipe, known: Forecast) -> Forecast:
     one = snapshot_bytes(workspace, recipe) if find_local_base(workspace, recipe.model.source) or _is_embedded(recipe) else None
     if one is None:
         return known
-    return replace(known, snapshot_bytes=one, disk_bytes=needed_bytes(one, known.plan),
+    return replace(known, snapshot_bytes=one, disk_bytes=needed_bytes(one, known.plan, recipe.method.kind),
                    least_memory_bytes=_least_memory(workspace, recipe, known.device))
 
 

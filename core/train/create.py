@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.data.library import load_dataset
 from core.errors import StudioError
 from core.jobs.folder import create_job, new_job_id
 from core.jobs.launch import start_job
-from core.machine import device_name, package_versions, read_gpus
+from core.machine import package_versions, read_gpus
 from core.models.catalogue import find_base
 from core.models.embedded import EMBEDDED_NAME, is_prepared
 from core.models.header import HEAD_NAMES, read_header, tensor_shapes
@@ -20,35 +21,46 @@ from core.recipe.files import dump_recipe
 from core.recipe.plan import Plan, plan_updates
 from core.recipe.schema import Recipe
 from core.runs import Run
+from core.train.devices import choose_devices
 from core.workspace import CHECKOUT, Workspace, slug, write_json, write_text
 
-# Optimizer moments and exact values of two steps are kept for a resume: 2 x (value + 2 moments), all float32.
-_RESUME_COPIES = 6
+# Optimizer moments and exact values of two steps are kept for a resume: 2 x (value + 2 moments), all float32, so six times a float32
+# adapter. A whole model is saved in its own format, mostly half as wide.
+_RESUME_COPIES = {"lora": 6, "full": 12}
 _SPARE_BYTES = 200e6
 
 
-def create_run(workspace: Workspace, recipe: Recipe, name: str = "") -> Run:
+def create_run(workspace: Workspace, recipe: Recipe, name: str = "", nodes: dict[str, Any] | None = None) -> Run:
     """Freeze `recipe` into a new run folder; it is not started yet.
+
+    Args:
+        workspace: where to.
+        recipe: what to train.
+        name: of the run; empty for the recipe's title.
+        nodes: `count`, `rank` and `address` where several machines share it; see `core.train.launch.Nodes`.
 
     Raises:
         StudioError: a dataset or the model is missing, a dataset is empty, or the snapshots would not fit on the disk.
     """
     datasets = [_describe_source(workspace, entry) for entry in recipe.data.sources]
     plan = plan_updates(recipe, sum(entry["rows"] for entry in datasets))
-    device = "cpu" if recipe.device.kind == "cpu" else device_name()
+    devices = choose_devices(recipe)
     check_disk(workspace, recipe, plan)
     folder = workspace.runs / new_job_id("", slug(name or recipe.title or recipe.data.sources[0].dataset))
-    run = Run(create_job(folder, "train", {"name": name, "updates": plan.updates, "snapshots": plan.snapshot_steps}, device).folder)
+    spec = {"name": name, "updates": plan.updates, "snapshots": plan.snapshot_steps, **devices.to_spec(),
+            **({"nodes": nodes} if nodes else {})}
+    run = Run(create_job(folder, "train", spec, devices.name).folder)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
     write_json(folder / "dataset.json", {"sources": datasets, "seed": recipe.schedule.seed})
-    write_json(folder / "environment.json", {"versions": package_versions(), "python": sys.version.split()[0], "device": device,
-                                             "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit()})
+    write_json(folder / "environment.json", {
+        "versions": package_versions(), "python": sys.version.split()[0], "system": platform.platform(), "device": devices.name,
+        "processes": devices.processes, "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit(), "argv": sys.argv})
     return run
 
 
-def start_run(workspace: Workspace, recipe: Recipe, name: str = "") -> Run:
+def start_run(workspace: Workspace, recipe: Recipe, name: str = "", nodes: dict[str, Any] | None = None) -> Run:
     """Create a run and start its worker."""
-    run = create_run(workspace, recipe, name)
+    run = create_run(workspace, recipe, name, nodes)
     start_job(run)
     return run
 
@@ -86,14 +98,14 @@ def lora_parameters(folder: Path, recipe: Recipe) -> int:
     return total
 
 
-def needed_bytes(one: int, plan: Plan) -> int:
+def needed_bytes(one: int, plan: Plan, kind: Literal["lora", "full"] = "lora") -> int:
     """Disk that a run takes at most: its snapshots of `one` bytes each, the state for a resume, and some room."""
-    return round(one * (len(plan.snapshot_steps) + _RESUME_COPIES) + _SPARE_BYTES)
+    return round(one * (len(plan.snapshot_steps) + _RESUME_COPIES[kind]) + _SPARE_BYTES)
 
 
 def check_disk(workspace: Workspace, recipe: Recipe, plan: Plan) -> None:
     """Raises StudioError when the snapshots and the state for a resume would not fit."""
-    needed = needed_bytes(snapshot_bytes(workspace, recipe), plan)
+    needed = needed_bytes(snapshot_bytes(workspace, recipe), plan, recipe.method.kind)
     free = workspace.free_bytes()
     if needed > free:
         raise StudioError(

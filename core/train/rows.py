@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core.data.encode import Encoded, Encoder
 from core.data.library import load_dataset
@@ -31,7 +32,7 @@ def read_sources(workspace: Workspace, recipe: Recipe, encoder: Encoder) -> list
     sources = []
     for entry in recipe.data.sources:
         rows = load_dataset(workspace, entry.dataset).rows(entry.groups)
-        encoded = [encoder.encode(row["messages"], recipe.data.train_on, recipe.data.max_length) for row in rows]
+        encoded = [piece for row in rows for piece in _encode(encoder, row, recipe)]
         usable = [row for row in encoded if any(row.trained)]
         if not usable:
             raise StudioError("Nothing in the dataset {name} can be trained: no row has an answer within {limit} tokens.",
@@ -39,6 +40,18 @@ def read_sources(workspace: Workspace, recipe: Recipe, encoder: Encoder) -> list
                               name=entry.dataset, limit=recipe.data.max_length)
         sources.append(Source(entry.dataset, entry.weight, usable))
     return sources
+
+
+def _encode(encoder: Encoder, row: dict[str, Any], recipe: Recipe) -> list[Encoded]:
+    """A conversation, cut to the longest length; or a plain document, in as many pieces as it takes, so that none of it is lost."""
+    limit = recipe.data.max_length
+    if "text" not in row:
+        return [encoder.encode(row["messages"], recipe.data.train_on, limit)]
+    whole = encoder.encode_text(row["text"])
+    # A piece begins with the last token of the one before: the first token of a sequence is only read, never predicted.
+    step = max(1, limit - 1)
+    return [Encoded(whole.ids[start:start + limit], whole.trained[start:start + limit], whole.text, whole.offsets[start:start + limit])
+            for start in range(0, max(1, len(whole.ids) - 1), step)]
 
 
 def rows_of_update(sources: Sequence[Source], effective_batch: int, seed: int, update: int) -> list[Encoded]:

@@ -9,19 +9,26 @@ from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.launch import restart_job, stop_job
 from core.jobs.once import one_at_a_time
+from core.recipe.files import change_recipe
 from core.runs import Run
-from core.workspace import Workspace
+from core.train.devices import choose_devices
+from core.workspace import Workspace, write_json
 
 # A training that shall be thrown away has nothing to save: it gets little time to end by itself.
 _DISCARD_GRACE_SECONDS = 3.0
 _EXIT_SECONDS = 3.0
 
 
-def resume_run(workspace: Workspace, run: Run) -> None:
+def resume_run(workspace: Workspace, run: Run, gpus: str | int | list[int] | None = None) -> None:
     """Go on with a run that was stopped or failed, after its last saved step.
 
+    Args:
+        workspace: where it is.
+        run: which.
+        gpus: as `device.gpus` of a recipe, where it shall go on with others than before.
+
     Raises:
-        StudioError: it is at work, or it has nothing left to do.
+        StudioError: it is at work, it has nothing left to do, or there are no such GPUs.
     """
     with one_at_a_time(workspace, "train"):
         state = run.state()
@@ -30,6 +37,11 @@ def resume_run(workspace: Workspace, run: Run) -> None:
         if state.state == "finished":
             raise StudioError("The run {run} has finished; there is nothing to go on with.", "Start a new run with more updates.",
                               run=run.id)
+        if gpus is not None:
+            devices = choose_devices(change_recipe(run.recipe(), {"device.gpus": gpus}, "--gpus"))
+            spec = {key: value for key, value in run.spec().items() if key not in ("fit", "nodes")}
+            write_json(run.folder / "spec.json", {**spec, **devices.to_spec()})
+            run.write_state(state.model_copy(update={"device": devices.name}))
         restart_job(run)
 
 

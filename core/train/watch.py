@@ -82,6 +82,16 @@ def when_to_look(snapshot_steps: Sequence[int]) -> set[int]:
     return set(snapshot_steps[::-1][::every]) if every else set()
 
 
+def reds_in_a_row(run: Run) -> int:
+    """How many of the last looks on record were red: what a resumed training has to know."""
+    count = 0
+    for record in reversed(run.watch()):
+        if record["level"] != "red":
+            break
+        count += 1
+    return count
+
+
 def _first(probes: Sequence[Probe], counts: dict[str, int]) -> list[Probe]:
     """The first so many probes of each group."""
     return [probe for group, count in counts.items() for probe in [item for item in probes if item["group"] == group][:count]]

@@ -24,52 +24,144 @@ def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def rows_and_model(workspace, tiny_model, **changes):
-    from core.train.worker import prepare_model
+def rows_and_step(workspace, tiny_model, **changes):
+    """The rows of the tiny dataset, and what computes gradients, in this process."""
+    import torch
+
+    from core.train.model import make_step, prepare_model
 
     save_tiny_dataset(workspace)
     recipe = tiny_recipe(tiny_model, **changes)
     sources = read_sources(workspace, recipe, Encoder.from_folder(tiny_model))
-    import torch
-
+    rows = [row for source in sources for row in source.rows]
     torch.manual_seed(0)
-    return [row for source in sources for row in source.rows], prepare_model(recipe, tiny_model, "cpu")
+    model = prepare_model(recipe, tiny_model, "cpu")
+    return rows, model, make_step(recipe, model, rows[0].ids, "cpu")
 
 
-def gradients(model) -> dict:
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+def gradients_of(step, rows, micro_batch: int | None, is_packed: bool) -> tuple[float, dict]:
+    from core.train.batches import Fit
+    from core.train.fit import Accumulator
+    from core.train.ranks import ALONE
+
+    loss = Accumulator(step, ALONE, Fit(8192, micro_batch), 2, "cpu", is_packed).run(rows, 1)
+    found = {name: parameter.grad.clone() for name, parameter in step.parameters.items()}
+    step.drop_gradients()
+    return loss, found
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 3])
-def test_the_micro_batch_changes_nothing(workspace, tiny_model, micro_batch):
+def sixteen(rows: list) -> list:
+    return (rows * 2)[:16]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_neither_micro_batch_nor_packing_changes_an_update(workspace, tiny_model, kind):
     import torch
 
-    from core.train.update import backward_update
-
-    rows, model = rows_and_model(workspace, tiny_model)
-    language_model = model.get_base_model()
-    whole_loss = backward_update(language_model, rows, None, 2, "cpu")
-    whole = gradients(model)
-    model.zero_grad()
-    assert backward_update(language_model, rows, micro_batch, 2, "cpu") == pytest.approx(whole_loss, rel=1e-5)
-    parts = gradients(model)
-    assert whole.keys() == parts.keys() and len(whole) > 10
-    for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6)
+    rows, _, (step, can_pack) = rows_and_step(workspace, tiny_model, method__kind=kind, data__packing=True)
+    assert can_pack and len({len(row.ids) for row in rows}) > 3
+    whole_loss, whole = gradients_of(step, sixteen(rows), 16, False)
+    assert len(whole) > 10 and all(gradient.abs().sum() > 0 for name, gradient in whole.items() if "lora_A" not in name)
+    for micro_batch, is_packed in [(1, False), (3, False), (None, True), (5, True), (1, True)]:
+        loss, parts = gradients_of(step, sixteen(rows), micro_batch, is_packed)
+        assert loss == pytest.approx(whole_loss, rel=1e-5)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_the_loss_is_that_of_transformers(workspace, tiny_model):
+def test_no_token_is_dropped_by_packing(workspace, tiny_model):
+    from core.train.batches import Fit, padded_tokens, split_rows
+    from core.train.update import collate, trained_targets
+
+    rows, *_ = rows_and_step(workspace, tiny_model)
+    rows = sixteen(rows)
+    parts = split_rows(rows, Fit(100), is_packed=True)
+    assert 1 < len(parts) < 16 and sorted(map(id, rows)) == sorted(id(row) for part in parts for row in part)
+    batches = [collate(part, 2, "cpu", is_packed=True) for part in parts]
+    assert sum(batch.ids.numel() for batch in batches) == sum(len(row.ids) for row in rows)
+    assert sum(len(batch.targets) for batch in batches) == sum(map(trained_targets, rows))
+    assert all(batch.ids.numel() <= 100 for batch in batches)
+    assert all(padded_tokens(part) <= 100 for part in split_rows(rows, Fit(100)))
+
+
+def test_packed_rows_do_not_see_each_other(workspace, tiny_model):
+    """What stands before a row changes nothing of it; a model that remembers across rows is found out."""
+    import torch
+
+    from core.train.packed import NAME, let_rows_stay_apart, rows_stay_apart
+    from core.train.update import language_model
+
+    rows, model, _ = rows_and_step(workspace, tiny_model, data__packing=True)
+    inner = language_model(model)
+    assert inner.config._attn_implementation == NAME and rows_stay_apart(inner, rows[0].ids)
+    inner.set_attn_implementation("sdpa")
+    layer = inner.model.layers[0]
+    hook = layer.register_forward_hook(lambda module, inputs, output: output + torch.cumsum(output, dim=1))
+    assert not let_rows_stay_apart(inner, rows[0].ids) and inner.config._attn_implementation == "sdpa"
+    hook.remove()
+    assert let_rows_stay_apart(inner, rows[0].ids)
+
+
+@pytest.mark.parametrize("head", ["fused", "layer", "model"])
+def test_the_loss_is_that_of_transformers(workspace, tiny_model, head):
     """The mean over trained tokens, as transformers computes it from labels with -100."""
     import torch
 
-    from core.train.update import collate, summed_loss, trained_targets
+    from core.train.update import collate, language_model, summed_loss, trained_targets
 
-    rows, model = rows_and_model(workspace, tiny_model)
-    ids, mask, labels = collate(rows, 2, "cpu")
+    rows, model, _ = rows_and_step(workspace, tiny_model)
+    batch = collate(rows, 2, "cpu")
+    labels = torch.full_like(batch.ids, -100)
+    for index, row in enumerate(rows):
+        labels[index, :len(row.ids)] = torch.where(torch.tensor(row.trained), torch.tensor(row.ids), -100)
     with torch.no_grad():
-        ours = summed_loss(model.get_base_model(), ids, mask, labels) / sum(map(trained_targets, rows))
-        theirs = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        ours = summed_loss(language_model(model), batch, head) / sum(map(trained_targets, rows))
+        theirs = model(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_a_model_that_bounds_its_logits_is_trained_by_its_own_head(workspace, tiny_model):
+    from core.train.update import has_plain_head, language_model
+
+    rows, model, _ = rows_and_step(workspace, tiny_model)
+    inner = language_model(model)
+    assert has_plain_head(inner, rows[0].ids)
+    hook = inner.register_forward_hook(lambda module, inputs, output: output.__setitem__("logits", output.logits.tanh()))
+    assert not has_plain_head(inner, rows[0].ids)
+    hook.remove()
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_what_does_not_fit_is_halved_and_done_again(workspace, tiny_model, monkeypatch, is_packed):
+    """Memory for two rows at a time: the update comes out as if there had been room for all."""
+    import torch
+
+    from core.train.batches import Fit
+    from core.train.fit import Accumulator, OutOfMemory
+    from core.train.ranks import ALONE
+
+    rows, _, (step, _) = rows_and_step(workspace, tiny_model, data__packing=True)
+    rows, room = sixteen(rows), 2
+    whole_loss, whole = gradients_of(step, rows, 2, is_packed)
+    plain, smaller = step.loss, []
+
+    def with_little_room(batch):
+        loss = plain(batch)
+        held = len(batch.bounds) - 1 if batch.bounds else len(batch.ids)
+        if held > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss
+
+    monkeypatch.setattr(step, "loss", with_little_room)
+    accumulator = Accumulator(step, ALONE, Fit(8192), 2, "cpu", is_packed, smaller.append)
+    assert accumulator.run(rows, 1) == pytest.approx(whole_loss, rel=1e-6)
+    assert [fit.rows for fit in smaller] == [8, 4, 2] and accumulator.fit.rows == 2
+    for name, parameter in step.parameters.items():
+        torch.testing.assert_close(parameter.grad, whole[name])
+    room = 0
+    with pytest.raises(OutOfMemory, match="A single row does not fit") as caught:
+        accumulator.run(rows, 1)
+    assert all(way in str(caught.value.hint) for way in ("max_length", "checkpointing", "nf4"))
 
 
 def test_every_update_has_its_rows_and_each_source_its_share():
@@ -190,9 +282,26 @@ def test_a_full_training_saves_whole_models(workspace, tiny_model):
     assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
 
 
-def test_a_quantised_base_is_trained_for_real(workspace, tiny_model):
-    """NF4 on the processor: QLoRA's loss falls and its adapter is plain."""
-    save_tiny_dataset(workspace)
-    run = train_here(workspace, tiny_recipe(tiny_model, model__quantization="nf4", snapshots__count=1))
-    assert losses(run)[-1] < losses(run)[0]
-    assert (run.checkpoints()[0].folder / "adapter_model.safetensors").exists()
+@pytest.mark.parametrize(("bits", "layer"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
+def test_a_quantised_base_is_trained_for_real(workspace, tiny_model, bits, layer):
+    """On the processor: the base is held in few bits, and the adapter over it learns."""
+    rows, model, (step, _) = rows_and_step(workspace, tiny_model, model__quantization=bits)
+    import bitsandbytes
+    import torch
+
+    assert sum(isinstance(module, getattr(bitsandbytes.nn, layer)) for module in model.modules()) == 14
+    if bits == "nf4":
+        assert model.get_base_model().config.quantization_config.bnb_4bit_use_double_quant
+    with torch.no_grad():
+        model.eval()(input_ids=torch.tensor([rows[0].ids]))  # as a look in the midst of a training does
+        model.train()
+    before, gradients = gradients_of(step, rows, None, False)
+    assert all(gradient.abs().sum() > 0 for name, gradient in gradients.items() if "lora_B" in name)
+    for _ in range(3):
+        from core.train.batches import Fit
+        from core.train.fit import Accumulator
+        from core.train.ranks import ALONE
+
+        after = Accumulator(step, ALONE, Fit(8192), 2, "cpu", False).run(rows, 1)
+        step.apply(5e-3)
+    assert after < before - 0.05

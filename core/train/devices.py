@@ -1,0 +1,50 @@
+"""Which devices a run gets, and how many processes share it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import StudioError
+from core.machine import read_gpus
+from core.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a run is computed.
+
+    Attributes:
+        name: what its job queues for: `cpu`, `cuda:0` or `cuda:0,cuda:2`.
+        processes: on this machine; one for each GPU.
+        gpus: numbers of the GPUs, as the driver counts them; None on a processor.
+    """
+
+    name: str
+    processes: int
+    gpus: list[int] | None
+
+    def to_spec(self) -> dict[str, Any]:
+        return {"device": self.name, "processes": self.processes, "gpus": self.gpus}
+
+
+def choose_devices(recipe: Recipe) -> Devices:
+    """The devices that a recipe asks for.
+
+    Raises:
+        StudioError: this machine does not have them.
+    """
+    wanted = recipe.device.gpus
+    known = [] if recipe.device.kind == "cpu" else [gpu.index for gpu in read_gpus()]
+    if not known:
+        if isinstance(wanted, list):
+            raise StudioError("The recipe names GPUs ({gpus}), and this training has none.",
+                              "Set device.gpus: auto, or look at `sweetspot doctor`.", gpus=", ".join(map(str, wanted)))
+        return Devices("cpu", wanted if isinstance(wanted, int) else 1, None)
+    gpus = wanted if isinstance(wanted, list) else known[:wanted if isinstance(wanted, int) else 1]
+    missing = [gpu for gpu in gpus if gpu not in known]
+    if missing or (isinstance(wanted, int) and wanted > len(known)):
+        raise StudioError("The recipe asks for more GPUs than there are: {wanted}; this machine has {count}, numbered from 0.",
+                          "Set device.gpus to {count} or less, or to a list of existing numbers.",
+                          wanted=wanted if isinstance(wanted, int) else ", ".join(map(str, wanted)), count=len(known))
+    return Devices(",".join(f"cuda:{gpu}" for gpu in gpus), len(gpus), gpus)
