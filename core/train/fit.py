@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from core.data.encode import Encoded
 from core.errors import StudioError
+from core.recipe.schema import Recipe
 from core.train.batches import Fit, share_rows, split_rows
 from core.train.ranks import Ranks
 from core.train.step import Step
@@ -21,33 +22,36 @@ from core.words import Text
 # More tokens at a time do not make a processor faster, and a GPU is busy with fewer than these.
 _MOST_TOKENS = {"cpu": 8192, "cuda": 65_536}
 _SHARE_OF_FREE_MEMORY = 0.7
+_BYTES_TO_COME = 12
 # What torch's allocators for main memory and the libraries below it say; they have no exception of their own.
 _WORDS_OF_ALLOCATORS = ("can't allocate memory", "CUDA out of memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def first_fit(model: PreTrainedModel, device: str, micro_batch: int | None, is_checkpointed: bool) -> Fit:
+def first_fit(recipe: Recipe, model: PreTrainedModel, device: str, processes: int = 1) -> Fit:
     """What to take at a time to begin with; a recipe's own number of rows is taken as it is.
 
     The tokens are a power of two, so that a little more or less free memory changes nothing.
     """
     kind = device.partition(":")[0]
-    if micro_batch is not None:
-        return Fit(2**62, micro_batch)
+    if recipe.device.micro_batch is not None:
+        return Fit(2**62, recipe.device.micro_batch)
     free = torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
-    affordable = int(_SHARE_OF_FREE_MEMORY * free / activation_bytes(model, is_checkpointed))
+    # Gradients and AdamW's two moments come with the first update; ZeRO divides them.
+    trained = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
+    to_come = trained * _BYTES_TO_COME / (processes if recipe.device.zero else 1)
+    affordable = int(_SHARE_OF_FREE_MEMORY * max(0, free - to_come) / activation_bytes(recipe, model))
     return Fit(min(_MOST_TOKENS[kind], 1 << max(affordable, 1).bit_length() - 1))
 
 
-def activation_bytes(model: PreTrainedModel, is_checkpointed: bool) -> float:
+def activation_bytes(recipe: Recipe, model: PreTrainedModel) -> float:
     """Rough memory of one token on its way through the model, kept for the way back.
 
     A layer of width h keeps some 34 h bytes in 2-byte numbers (Korthikanti et al. 2022, section 4.1, without the attention matrix, which
     fused attention never writes); the adapters' inputs in their own format come on top. Checkpointing keeps 2 h of it.
     """
-    config = model.config.get_text_config()
-    width, size = config.hidden_size, next(model.parameters()).element_size()
-    in_layers = config.num_hidden_layers * width * (size if is_checkpointed else 17 * size + 10)
-    return in_layers + 34 * width * size
+    config, size = model.config.get_text_config(), next(model.parameters()).element_size()
+    of_layer = size if recipe.device.checkpointing == "on" else 17 * size + 10
+    return config.hidden_size * (config.num_hidden_layers * of_layer + 34 * size)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,7 +37,7 @@ def prepare_model(recipe: Recipe, base: Path, device: str) -> PreTrainedModel:
     """The base model, with a fresh adapter when the recipe asks for one; only what is trained requires gradients."""
     refuse_impossible(recipe)
     is_divided = recipe.device.zero == 3
-    settings = _announce_division(recipe, device) if is_divided else None
+    settings = announce_division(recipe, device) if is_divided else None
     model = load_model(base, weights_dtype(recipe, device), device, recipe.model.quantization, is_divided)
     model = make_trainable(recipe, model)
     model.zero_settings = settings  # transformers holds it by a weak reference only
@@ -84,8 +84,12 @@ def refuse_impossible(recipe: Recipe) -> None:
                           "Set device.zero to 2 or less, or model.quantization: none.")
 
 
-def _announce_division(recipe: Recipe, device: str) -> Any:
-    """Let transformers divide the weights while it reads them, so that no process ever holds the whole model."""
+def announce_division(recipe: Recipe, device: str) -> Any:
+    """Let transformers divide the weights while it makes or reads them, so that no process ever holds the whole model.
+
+    Returns:
+        What must be kept as long as the model.
+    """
     from core.train.zero import import_deepspeed, zero_config
 
     import_deepspeed(device)

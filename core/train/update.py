@@ -170,8 +170,12 @@ class SummedLoss(torch.nn.Module):
         self.model, self.head, self.autocast = model, head, autocast
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        with torch.autocast(batch.ids.device.type, self.autocast) if self.autocast else nullcontext():
+        with self._in_short_numbers(batch.ids.device.type):
             return summed_loss(language_model(self.model), batch, self.head)
+
+    def _in_short_numbers(self, device_type: str) -> AbstractContextManager[None]:
+        """Each weight is used once on its way, so keeping its short copy would cost memory and save nothing."""
+        return torch.autocast(device_type, self.autocast, cache_enabled=False) if self.autocast else nullcontext()
 
 
 def language_model(model: Any) -> PreTrainedModel:

@@ -76,8 +76,7 @@ class Training:
     def _restore(self) -> tuple[int, Fit]:
         """Where an earlier attempt got to, or the beginning."""
         kept = newest_resume_state(self.run.folder)
-        device = self.recipe.device
-        resumed, fit = 0, first_fit(self.model, self.device, device.micro_batch, device.checkpointing == "on")
+        resumed, fit = 0, first_fit(self.recipe, self.model, self.device, self.ranks.count)
         if kept is not None:
             resumed, fit = restore(kept, self.step)
         fit = Fit(**self.run.spec().get("fit", {})) if "fit" in self.run.spec() else fit
