@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from core.errors import StudioError
+from core.jobs.launch import worker_environment
 from core.machine import read_gpus
 from core.recipe.schema import Recipe
+from core.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,18 @@ def choose_devices(recipe: Recipe) -> Devices:
                           "Set device.gpus to {count} or less, or to a list of existing numbers.",
                           wanted=wanted if isinstance(wanted, int) else ", ".join(map(str, wanted)), count=len(known))
     return Devices(",".join(f"cuda:{gpu}" for gpu in gpus), len(gpus), gpus)
+
+
+def join_training(workspace: Workspace, recipe: Recipe, nodes: int, rank: int, address: str) -> int:
+    """Be machine `rank` of a training that machine 0 keeps, until it ends; returns the exit code.
+
+    Raises:
+        StudioError: this machine does not have the GPUs that the recipe asks for.
+    """
+    devices = choose_devices(recipe)
+    os.environ["SWEETSPOT_HOME"] = str(workspace.root)
+    os.environ["SWEETSPOT_DEVICE"] = recipe.device.kind
+    os.environ.update(worker_environment())
+    from core.train.launch import Nodes, help_as_node
+
+    return help_as_node(devices.processes, Nodes(nodes, rank, address), devices.gpus)

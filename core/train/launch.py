@@ -98,6 +98,8 @@ def start_ranks(processes: int, nodes: Nodes, folder: str, gpus: list[int] | Non
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processor_threads() // processes)))
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if nodes.count == 1 and sys.platform.startswith("linux"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name may lead nowhere, as in many containers
     agent = _Agent(processes, nodes, folder)
     agent.start()
     return agent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from core.data.encode import Encoded, Encoder
@@ -33,7 +34,7 @@ def read_sources(workspace: Workspace, recipe: Recipe, encoder: Encoder) -> list
     for entry in recipe.data.sources:
         rows = load_dataset(workspace, entry.dataset).rows(entry.groups)
         encoded = [piece for row in rows for piece in _encode(encoder, row, recipe)]
-        usable = [row for row in encoded if any(row.trained)]
+        usable = [row for row in encoded if any(row.trained[1:])]  # the first token has nothing before it to be predicted from
         if not usable:
             raise StudioError("Nothing in the dataset {name} can be trained: no row has an answer within {limit} tokens.",
                               "Raise data.max_length, or check the rows with `sweetspot data preview {name}`.",
@@ -45,13 +46,11 @@ def read_sources(workspace: Workspace, recipe: Recipe, encoder: Encoder) -> list
 def _encode(encoder: Encoder, row: dict[str, Any], recipe: Recipe) -> list[Encoded]:
     """A conversation, cut to the longest length; or a plain document, in as many pieces as it takes, so that none of it is lost."""
     limit = recipe.data.max_length
-    if "text" not in row:
-        return [encoder.encode(row["messages"], recipe.data.train_on, limit)]
-    whole = encoder.encode_text(row["text"])
+    whole = encoder.encode_row(row, recipe.data.train_on, None if "text" in row else limit)
     # A piece begins with the last token of the one before: the first token of a sequence is only read, never predicted.
-    step = max(1, limit - 1)
-    return [Encoded(whole.ids[start:start + limit], whole.trained[start:start + limit], whole.text, whole.offsets[start:start + limit])
-            for start in range(0, max(1, len(whole.ids) - 1), step)]
+    starts = range(0, max(1, len(whole.ids) - 1), limit - 1) if "text" in row else (0,)
+    # Text and offsets are for people to look at; a large dataset would fill the memory with them.
+    return [Encoded(whole.ids[start:start + limit], whole.trained[start:start + limit], "", []) for start in starts]
 
 
 def rows_of_update(sources: Sequence[Source], effective_batch: int, seed: int, update: int) -> list[Encoded]:
@@ -66,10 +65,15 @@ def rows_of_update(sources: Sequence[Source], effective_batch: int, seed: int, u
     for index, source in enumerate(sources):
         for position in range(before[index], after[index]):
             epoch, place = divmod(position, len(source.rows))
-            order = list(range(len(source.rows)))
-            random.Random(f"{seed}/{index}/{epoch}").shuffle(order)
-            chosen.append(source.rows[order[place]])
+            chosen.append(source.rows[_order(f"{seed}/{index}/{epoch}", len(source.rows))[place]])
     return chosen
+
+
+@lru_cache(maxsize=16)
+def _order(seed: str, rows: int) -> list[int]:
+    order = list(range(rows))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def _taken(sources: Sequence[Source], effective_batch: int, updates: int) -> list[int]:

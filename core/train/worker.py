@@ -61,6 +61,7 @@ class Training:
             write_json(run.folder / "template.json", self.encoder.fingerprint())
         self.sources: list[Source] = read_sources(workspace, self.recipe, self.encoder)
         self.plan: Plan = plan_updates(self.recipe, sum(len(source.rows) for source in self.sources))
+        self._correct_spec()
         kind = choose_device(self.recipe.device.kind)
         self.device = f"cuda:{ranks.local}" if kind == "cuda" else kind
         torch.manual_seed(self.recipe.schedule.seed)
@@ -72,6 +73,13 @@ class Training:
         self.accumulator = Accumulator(self.step, ranks, fit, self.encoder.pad_id(), self.device, is_packed, self._note_fit)
         self.first_update = resumed + 1
         self.tracker = Tracker(run, self.recipe) if ranks.is_first else None
+
+    def _correct_spec(self) -> None:
+        """What was planned by counting rows may change once they are read: long documents become several, and some rows teach nothing."""
+        planned = {"updates": self.plan.updates, "snapshots": self.plan.snapshot_steps}
+        spec = self.run.spec()
+        if self.ranks.is_first and not planned.items() <= spec.items():
+            write_json(self.run.folder / "spec.json", {**spec, **planned})
 
     def _restore(self) -> tuple[int, Fit]:
         """Where an earlier attempt got to, or the beginning."""

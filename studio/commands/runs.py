@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -14,8 +15,11 @@ from core.judge.verdict import Verdict
 from core.lesson import judge_job_of, merge_job_of
 from core.models.catalogue import find_model, new_model_folder
 from core.recipe.files import find_recipe
+from core.recipe.schema import Recipe
 from core.runs import Run, find_run, list_runs
 from core.train.create import describe_resume, start_run
+from core.train.devices import join_training
+from core.train.script import Cluster, launch_script
 from core.train.steer import delete_run, folder_bytes, resume_run
 from core.words import Text
 from core.workspace import Workspace
@@ -27,8 +31,16 @@ WaitOption = Annotated[bool, typer.Option(help="Follow it to its end; it runs by
 run_app = typer.Typer(no_args_is_help=True, help="One run or job: show, follow, stop, resume, delete.")
 
 
+GpusOption = Annotated[str | None, typer.Option("--gpus", help="How many GPUs, or which: 2, or 0,2. On a processor: how many processes.")]
+
+
 def train(recipe: Annotated[str, typer.Argument(help="A preset, a recipe of the workspace, or a YAML file.")], data: DataOption = None,
           set_: SetOption = [], name: Annotated[str, typer.Option(help="Name of the run.")] = "",  # noqa: B006
+          gpus: GpusOption = None,
+          nodes: Annotated[int, typer.Option(min=1, help="How many machines share the training.")] = 1,
+          rank: Annotated[int, typer.Option(min=0, help="Which of them this one is; number 0 keeps the run.")] = 0,
+          host: Annotated[str, typer.Option(help="HOST:PORT of machine 0.")] = "",
+          script: Annotated[str, typer.Option(help="Only print a launch script: plain or slurm.")] = "",
           wait: WaitOption = True,
           json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Start a training as a process of its own.
@@ -36,12 +48,50 @@ def train(recipe: Annotated[str, typer.Argument(help="A preset, a recipe of the 
     Example: sweetspot train identity-lesson-cpu --data alex --set schedule.updates=24
     """
     place = Workspace.open(workspace)
-    run = start_run(place, adapted(find_recipe(place, recipe), data, set_), name)
+    settings = [*set_, *([f"device.gpus={_gpus(gpus)}"] if gpus else [])]
+    adapted_recipe = adapted(find_recipe(place, recipe), data, settings)
+    if script:
+        _print_script(script, place, recipe, _options(data, set_, name), adapted_recipe, nodes, json)
+        return
+    if nodes > 1:
+        _check_nodes(nodes, rank, host)
+        if rank > 0:
+            raise typer.Exit(join_training(place, adapted_recipe, nodes, rank, host))
+    run = start_run(place, adapted_recipe, name, {"count": nodes, "rank": 0, "address": host} if nodes > 1 else None)
     if not json:
         say(f"{run.id} runs by itself; closing this window does not stop it.")
     if wait:
         follow(run, is_silent=json)
     _print_run(run, json)
+
+
+def _gpus(given: str) -> str:
+    """`2` is a count, `0,2` and `0,` are lists."""
+    return f"[{given.strip('[], ')}]" if "," in given or "[" in given else given
+
+
+def _options(data: str | None, settings: list[str], name: str) -> list[str]:
+    return [*(["--data", data] if data else []), *(part for setting in settings for part in ("--set", setting)),
+            *(["--name", name] if name else [])]
+
+
+def _print_script(kind: str, place: Workspace, recipe: str, options: list[str], adapted_recipe: Recipe, nodes: int, json: bool) -> None:
+    if kind not in ("plain", "slurm"):
+        raise typer.BadParameter("plain or slurm", param_hint="--script")
+    gpus = adapted_recipe.device.gpus
+    cluster = Cluster(gpus if isinstance(gpus, int) else len(gpus) if isinstance(gpus, list) else 1, nodes)
+    text = launch_script(kind, place, recipe, options, cluster)
+    if json:
+        print_json({"script": text})
+    else:
+        print(text, end="")  # as it is: it goes into a file
+
+
+def _check_nodes(nodes: int, rank: int, host: str) -> None:
+    if rank >= nodes:
+        raise typer.BadParameter(f"0 to {nodes - 1}, as there are {nodes} machines", param_hint="--rank")
+    if not re.fullmatch(r"[^\s:]+:\d{1,5}", host):
+        raise typer.BadParameter("HOST:PORT of machine 0, such as node0:29500", param_hint="--host")
 
 
 def show_runs(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
@@ -132,14 +182,15 @@ def stop(job: str, grace: Annotated[float, typer.Option(min=0, help="Seconds it 
 
 
 @run_app.command()
-def resume(run: str, wait: WaitOption = True, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+def resume(run: str, gpus: GpusOption = None, wait: WaitOption = True, json: JsonOption = False,
+           workspace: WorkspaceOption = None) -> None:
     """Go on with a run that was stopped or killed, from its last saved step.
 
     Example: sweetspot run resume last
     """
     place = Workspace.open(workspace)
     found = find_run(place, run)
-    resume_run(place, found)
+    resume_run(place, found, _gpus(gpus) if gpus else None)
     if not json:
         say(f"{found.id} goes on after update {describe_resume(found)}.")
     if wait:

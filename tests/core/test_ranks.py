@@ -1,0 +1,101 @@
+"""Several processes make the same updates as one, at every ZeRO stage, and one's state is the other's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.data.encode import Encoded
+from core.errors import StudioError
+from core.machine import Gpu
+from core.train.batches import share_rows
+from core.train.devices import choose_devices
+from core.workspace import CHECKOUT
+from tests.core.conftest import tiny_recipe
+
+STAGES = "12303"
+
+
+def row(length: int) -> Encoded:
+    return Encoded(list(range(length)), [True] * length, "", [])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_each_row_goes_to_one_rank_and_the_work_is_even(ranks):
+    rows = [row(length) for length in (5, 90, 31, 17, 64, 8, 8, 55, 40, 12, 77, 23)]
+    shares = share_rows(rows, ranks)
+    assert len(shares) == ranks and sorted(map(id, rows)) == sorted(id(item) for share in shares for item in share)
+    counts, tokens = [len(share) for share in shares], [sum(len(item.ids) for item in share) for share in shares]
+    assert max(counts) - min(counts) <= 1 and max(tokens) - min(tokens) <= 90
+    assert [len(share) for share in share_rows(rows[:1], ranks)] == [1] + [0] * (ranks - 1)
+
+
+def run_ranks(count: int, tiny_model: Path, out: Path, stages: str, *kinds: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "tests.core.ranks_program",
+         str(tiny_model), str(out), stages, *kinds], cwd=CHECKOUT, capture_output=True, text=True, timeout=110,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+def agree_with_one_process(tiny_model: Path, out: Path, kind: str) -> None:
+    """The losses, gradient norms and the final state of the ranks are those of one process that never stopped."""
+    import torch
+    from safetensors.torch import load_file
+
+    from core.train.batches import Fit
+    from core.train.fit import Accumulator
+    from core.train.model import make_step, prepare_model
+    from core.train.ranks import ALONE
+    from tests.core.ranks_program import RATE, rows_for
+
+    recipe = tiny_recipe(tiny_model, method__kind=kind)
+    torch.manual_seed(0)
+    step, _ = make_step(recipe, prepare_model(recipe, tiny_model, "cpu"), rows_for(tiny_model, 0)[0].ids, "cpu")
+    accumulator = Accumulator(step, ALONE, Fit(8192), 2, "cpu", False)
+    numbers = [[accumulator.run(rows_for(tiny_model, update), update), step.apply(RATE)] for update in range(len(STAGES))]
+    theirs = json.loads((out / f"{kind}.json").read_text())
+    assert [loss for loss, _ in theirs] == pytest.approx([loss for loss, _ in numbers], rel=2e-5)
+    assert [norm for _, norm in theirs] == pytest.approx([norm for _, norm in numbers], rel=2e-4)
+    assert numbers[-1][0] < numbers[0][0]
+    kept, own = load_file(out / f"{kind}.safetensors"), dict(step.state())
+    assert kept.keys() == own.keys() and len(kept) > 50
+    for name, value in own.items():
+        assert kept[name].shape == value.shape
+        torch.testing.assert_close(kept[name], value, rtol=2e-3, atol=3e-5)
+    step.restore(kept, len(STAGES))  # and one process goes on where several left off
+    assert accumulator.run(rows_for(tiny_model, 9), 9) < numbers[0][0]
+
+
+def test_two_processes_at_every_stage_agree_with_one(tiny_model, tmp_path):
+    run_ranks(2, tiny_model, tmp_path, STAGES, "lora", "full")
+    agree_with_one_process(tiny_model, tmp_path, "lora")
+    agree_with_one_process(tiny_model, tmp_path, "full")
+
+
+@pytest.mark.slow
+def test_three_processes_at_every_stage_agree_with_one(tiny_model, tmp_path):
+    run_ranks(3, tiny_model, tmp_path, STAGES, "lora", "full")
+    agree_with_one_process(tiny_model, tmp_path, "lora")
+    agree_with_one_process(tiny_model, tmp_path, "full")
+
+
+def test_devices_are_those_that_the_recipe_names(tiny_model, monkeypatch):
+    gpus = [Gpu(index=number, name="H100", total_bytes=1, free_bytes=1) for number in range(4)]
+    monkeypatch.setattr("core.train.devices.read_gpus", lambda: gpus)
+    names = {"auto": "cuda:0", 3: "cuda:0,cuda:1,cuda:2", (1, 3): "cuda:1,cuda:3"}
+    for given, name in names.items():
+        recipe = tiny_recipe(tiny_model, device__kind="auto", device__gpus=list(given) if isinstance(given, tuple) else given)
+        assert choose_devices(recipe).name == name and choose_devices(recipe).processes == name.count("cuda")
+    for too_many in (5, [0, 4]):
+        with pytest.raises(StudioError, match="asks for more GPUs than there are.*has 4"):
+            choose_devices(tiny_recipe(tiny_model, device__kind="auto", device__gpus=too_many))
+    monkeypatch.setattr("core.train.devices.read_gpus", lambda: [])
+    assert choose_devices(tiny_recipe(tiny_model, device__gpus=3)).to_spec() == {"device": "cpu", "processes": 3, "gpus": None}
+    with pytest.raises(StudioError, match=r"names GPUs \(0, 2\)"):
+        choose_devices(tiny_recipe(tiny_model, device__gpus=[0, 2]))
