@@ -1,0 +1,93 @@
+"""Whether the fast path can train a model, and how it should hold the frozen weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.recipe.schema import Recipe
+from core.train.fast.group import Storage
+from core.words import Text
+
+# Transformers' families whose decoder layer is: RMS norm, rotary attention, RMS norm, gated MLP with SiLU.
+_FAMILIES = ("llama", "mistral", "qwen2")
+_ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_AMPERE, _HOPPER = (8, 0), (9, 0)
+# Widening 4-bit weights for good must leave this share of the free memory to activations and gradients.
+_LEFT_FOR_ACTIVATIONS = 0.5
+
+
+@dataclass(frozen=True)
+class FastPlan:
+    """How the fast path will run; see `FastModel`."""
+
+    storage: Storage
+    recompute: bool
+
+
+def plan_fast(recipe: Recipe, model: nn.Module, device: str) -> FastPlan | Text:
+    """The plan for this recipe, or the reason why the plain path is taken.
+
+    `auto` takes what computes the same as the plain path, up to rounding; `fast` also rounds the frozen weights and what they are
+    multiplied with to FP8, on a GPU that has it.
+    """
+    if recipe.device.speed == "plain":
+        return Text("the recipe asks for the plain path")
+    reason = _unfit_device(device) or _unfit_recipe(recipe) or _unfit_model(recipe, model)
+    if reason is not None:
+        return reason
+    recompute = recipe.device.checkpointing == "on"
+    if recipe.device.speed == "fast" and torch.cuda.get_device_capability(device) >= _HOPPER:
+        return FastPlan("fp8", recompute)
+    if recipe.model.quantization == "nf4" and (recompute or not _fits_widened(model, device)):
+        return FastPlan("nf4", recompute)
+    return FastPlan("exact", recompute)
+
+
+def _unfit_device(device: str) -> Text | None:
+    if not device.startswith("cuda") or torch.version.cuda is None:
+        return Text("it needs an NVIDIA GPU")
+    if torch.cuda.get_device_capability(device) < _AMPERE:
+        return Text("it needs a GPU of the Ampere generation or newer")
+    return Text("Triton is not installed") if importlib.util.find_spec("triton") is None else None
+
+
+def _unfit_recipe(recipe: Recipe) -> Text | None:
+    method = recipe.method
+    if method.kind != "lora" or method.dora:
+        return Text("it trains LoRA only, without DoRA")
+    if method.dropout > 0:
+        return Text("it has no dropout (method.dropout is {share})", share=method.dropout)
+    if recipe.model.quantization == "int8":
+        return Text("it holds weights in 16 or 4 bits, not in int8")
+    if recipe.device.zero == 3:
+        return Text("ZeRO 3 divides the weights, which it needs whole")
+    return None
+
+
+def _unfit_model(recipe: Recipe, model: nn.Module) -> Text | None:
+    base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    config = base.config
+    if config.model_type not in _FAMILIES or config.hidden_act != "silu":
+        return Text("the model's family {family} has other layers than Llama", family=config.model_type)
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < recipe.data.max_length:
+        return Text("the model's attention reaches back {window} tokens only", window=window)
+    if base.get_output_embeddings().bias is not None or base.dtype != torch.bfloat16:
+        return Text("it computes in bfloat16 (model.dtype)")
+    others = [name for name, parameter in model.named_parameters()
+              if parameter.requires_grad and not any(f".{layer}.lora_" in name for layer in _ADAPTED)]
+    return Text("{name} is trained too, which it cannot", name=others[0]) if others else None
+
+
+def _fits_widened(model: nn.Module, device: str) -> bool:
+    """Whether the 4-bit weights may be held in 16 bits from now on."""
+    packed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters() if hasattr(parameter, "quant_state"))
+    free, _ = torch.cuda.mem_get_info(device)
+    return 4 * packed < free * (1 - _LEFT_FOR_ACTIVATIONS)
+
+
