@@ -24,9 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.data.encode import Encoded, Encoder  # noqa: E402
 from core.models.load import load_model  # noqa: E402
+from core.recipe.schema import ScheduleSection  # noqa: E402
 from core.train.fast.model import FastModel  # noqa: E402
-from core.train.fast.step import UpdateGradients  # noqa: E402
-from core.train.update import collate, summed_loss, trained_targets  # noqa: E402
+from core.train.fast.step import FastStep  # noqa: E402
+from core.train.ranks import ALONE  # noqa: E402
+from core.train.step import PlainStep  # noqa: E402
+from core.train.update import Batch, collate, summed_loss, trained_targets  # noqa: E402
 
 ROWS_PER_UPDATE, HELD_OUT, MAX_LENGTH, RANK = 16, 64, 512, 64
 # Name, how the fast path holds the weights (None: the plain path), and the seed of the adapters' start.
@@ -51,41 +54,34 @@ def load_adapted(folder: Path, device: str, seed: int) -> Any:
     return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")).train()
 
 
-def plain_loss(model: Any, rows: Sequence[Encoded], pad_id: int, device: str) -> torch.Tensor:
-    """Summed loss through transformers and PEFT, eight rows at a time."""
-    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device.startswith("cuda")):
-        return summed_loss(model.get_base_model(), *collate(rows, pad_id, device))
+def plain_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Summed loss through transformers and PEFT."""
+    device = batch.ids.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        return summed_loss(model.get_base_model(), batch)
 
 
 def train(model: Any, storage: Any, rows: Sequence[Encoded], updates: int, pad_id: int, device: str) -> list[float]:
     """The loss before each update, nats a token."""
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    fast = FastModel(model, storage, storage == "nf4", dtype) if storage else None
-    gradients = UpdateGradients(fast, device) if fast else None
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if storage:
+        fast = FastModel(model, storage, storage == "nf4", torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        step: PlainStep = FastStep(fast, parameters, ScheduleSection(), ALONE)
+    else:
+        step = PlainStep(lambda batch: plain_loss(model, batch), parameters, ScheduleSection(), ALONE)
     curve = []
     for update in range(updates):
         chosen = [rows[(update * ROWS_PER_UPDATE + place) % len(rows)] for place in range(ROWS_PER_UPDATE)]
         targets = sum(map(trained_targets, chosen))
-        parts = [chosen[:8], chosen[8:]]
-        if fast and gradients:
-            fast.refresh()
-            curve.append(float(gradients.run(parts, targets)))
-        else:
-            losses = [plain_loss(model, part, pad_id, device) / targets for part in parts]
-            for loss in losses:
-                loss.backward()
-            curve.append(float(sum(loss.detach() for loss in losses)))
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        losses = [step.backward(collate(part, pad_id, device, bool(storage)), 1 / targets, False) for part in (chosen[:8], chosen[8:])]
+        curve.append(float(sum(losses)) / targets)
+        step.apply(2e-4)
     return curve
 
 
 @torch.no_grad()
 def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, device: str) -> float:
-    total = sum(float(plain_loss(model, rows[first: first + 8], pad_id, device)) for first in range(0, len(rows), 8))
+    total = sum(float(plain_loss(model, collate(rows[first: first + 8], pad_id, device))) for first in range(0, len(rows), 8))
     return total / sum(map(trained_targets, rows))
 
 

@@ -12,12 +12,14 @@ lines, Triton (it comes with torch for NVIDIA).
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.data.encode import Encoded  # noqa: E402
 from core.recipe.schema import Recipe  # noqa: E402
-from core.train.fast.choose import FastPlan, plan_fast  # noqa: E402
-from core.train.fast.model import FastModel  # noqa: E402
-from core.train.fast.step import UpdateGradients  # noqa: E402
-from core.train.update import trained_targets  # noqa: E402
+from core.train.fit import Accumulator, first_fit  # noqa: E402
+from core.train.model import make_step, make_trainable  # noqa: E402
+from core.train.ranks import ALONE  # noqa: E402
 
 GIB = 2**30
 
@@ -75,7 +76,7 @@ class Line:
     Attributes:
         title: what is measured.
         measure: the function that does it.
-        micro_batch: rows at a time.
+        micro_batch: rows at a time of the plain loop.
         changes: recipe fields that differ from the job's own, by section.
         cap_gib: most memory that the process may take.
     """
@@ -95,11 +96,10 @@ def random_rows(shape: Shape, seed: int) -> list[Encoded]:
 
 
 def build_model(shape: Shape, device: str) -> Any:
-    """A Llama model of random weights on `device`, its layers in NF4 (on a GPU), with fresh adapters.
+    """A Llama model of random weights on `device`, its layers in NF4 (on a GPU).
 
     It is made layer by layer, so a capped process never holds more than one layer's weights in 16 bits.
     """
-    from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -121,8 +121,7 @@ def build_model(shape: Shape, device: str) -> Any:
     model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
     if device.startswith("cuda"):
         model.is_loaded_in_4bit = True  # what transformers sets, and PEFT asks for
-    lora = LoraConfig(r=shape.rank, lora_alpha=2 * shape.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    return model
 
 
 def _four_bit(linear: nn.Linear, device: str) -> nn.Module:
@@ -137,14 +136,13 @@ def _four_bit(linear: nn.Linear, device: str) -> nn.Module:
 
 def measure_plain(line: Line, shape: Shape, device: str) -> dict[str, Any]:
     """The loop that transformers and PEFT document: their forward, gradient accumulation, checkpointing as PEFT prepares it."""
-    from peft import prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    model = build_model(shape, device)
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True,
+    model = prepare_model_for_kbit_training(build_model(shape, device), use_gradient_checkpointing=True,
                                             gradient_checkpointing_kwargs={"use_reentrant": False})
-    trained = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    lora = LoraConfig(r=shape.rank, lora_alpha=2 * shape.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4)
     model.train()
     steps = shape.rows // line.micro_batch
@@ -171,30 +169,24 @@ def measure_ours(line: Line, shape: Shape, device: str) -> dict[str, Any]:
                 "data": {"max_length": shape.tokens}, "schedule": {"effective_batch": shape.rows}}
     for section, fields in (line.changes or {}).items():
         sections[section] = {**sections.get(section, {}), **fields}
+    if not device.startswith("cuda"):
+        sections["model"] = {"quantization": "none"}
     recipe = Recipe.model_validate(sections)
-    model = build_model(shape, device)
-    plan = plan_fast(recipe, model, device) if device.startswith("cuda") else _rehearsed(recipe)
-    if not isinstance(plan, FastPlan):
-        raise SystemExit(f"no fast path: {plan}")
-    fast = FastModel(model, plan.storage, plan.recompute)
-    gradients = UpdateGradients(fast, device)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=device.startswith("cuda"))
+    model = make_trainable(recipe, build_model(shape, device))
+    model.train()
+    with redirect_stdout(io.StringIO()) as said:
+        step, is_packed = make_step(recipe, model, random_rows(shape, 0)[0].ids, device)
+    accumulator = Accumulator(step, ALONE, first_fit(recipe, model, device), 0, device, is_packed)
+    seeds = iter(range(10**6))
 
     def update(rows: list[Encoded]) -> float:
-        parts = [rows[first: first + line.micro_batch] for first in range(0, len(rows), line.micro_batch)]
-        loss = gradients.run(parts, sum(map(trained_targets, rows)))
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        fast.refresh()
-        return float(loss)
+        loss = accumulator.run(rows, next(seeds))
+        step.apply(2e-4)
+        return loss
 
-    return {**_time_updates(update, shape, device), **asdict(plan), "bytes_per_token": fast.bytes_per_token()}
-
-
-def _rehearsed(recipe: Recipe) -> FastPlan:
-    """What a GPU would be asked for, in plain torch."""
-    return FastPlan("fp8" if recipe.device.speed == "fast" else "exact", recipe.device.checkpointing == "on")
+    found = _time_updates(update, shape, device)
+    rows = min(accumulator.fit.rows or shape.rows, accumulator.fit.tokens // shape.tokens, shape.rows)
+    return {**found, "path": said.getvalue().strip(), "rows_at_a_time": rows}
 
 
 def measure_ceiling(line: Line, shape: Shape, device: str) -> dict[str, Any]:
@@ -236,17 +228,18 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-FAST, SAVE = {"device": {"speed": "fast"}}, {"device": {"checkpointing": "on"}}
+FAST, SAVE = {"speed": "fast"}, {"checkpointing": "on"}
 LINES = {
     "ceiling": Line("one bfloat16 product, as tokens of this job", measure_ceiling),
     "plain-1": Line("transformers + PEFT, 1 row at a time", measure_plain, 1),
     "plain-16": Line("transformers + PEFT, 16 rows at a time", measure_plain),
-    "default": Line("Sweetspot, default recipe", measure_ours),
-    "fp8": Line("Sweetspot, device.speed: fast (FP8)", measure_ours, changes=FAST),
-    "saving": Line("Sweetspot, device.checkpointing: on, 4 rows at a time", measure_ours, 4, SAVE),
-    "one-row": Line("Sweetspot, 1 row at a time", measure_ours, 1),
-    "one-row-saving": Line("Sweetspot, 1 row at a time, checkpointing", measure_ours, 1, SAVE),
-    "seven-b": Line("Sweetspot, Llama-2-7B's shape in 8 GiB, 1 row at a time", measure_ours, 1, SAVE, cap_gib=8.0, shape=SEVEN_B),
+    "default": Line("Sweetspot, default", measure_ours),
+    "fp8": Line("Sweetspot, device.speed: fast (FP8)", measure_ours, changes={"device": FAST}),
+    "saving": Line("Sweetspot, device.checkpointing: on", measure_ours, changes={"device": SAVE}),
+    "one-row": Line("Sweetspot, device.micro_batch: 1", measure_ours, changes={"device": {"micro_batch": 1}}),
+    "own-plain": Line("Sweetspot, device.speed: plain", measure_ours, changes={"device": {"speed": "plain"}}),
+    "seven-b": Line("Sweetspot, Llama-2-7B's shape within 8 GiB", measure_ours,
+                    changes={"device": {**SAVE, "micro_batch": 1}}, cap_gib=8.0, shape=SEVEN_B),
 }
 
 

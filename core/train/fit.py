@@ -21,6 +21,8 @@ from core.words import Text
 
 # More tokens at a time do not make a processor faster, and a GPU is busy with fewer than these.
 _MOST_TOKENS = {"cpu": 8192, "cuda": 65_536}
+# Who recomputes activations wants little memory taken; so many tokens already keep an H100 busy.
+_MOST_TOKENS_SAVING = 4096
 _SHARE_OF_FREE_MEMORY = 0.7
 _BYTES_TO_COME = 12
 # What torch's allocators for main memory and the libraries below it say; they have no exception of their own.
@@ -40,7 +42,8 @@ def first_fit(recipe: Recipe, model: PreTrainedModel, device: str, processes: in
     trained = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
     to_come = trained * _BYTES_TO_COME / (processes if recipe.device.zero else 1)
     affordable = int(_SHARE_OF_FREE_MEMORY * max(0, free - to_come) / activation_bytes(recipe, model))
-    return Fit(min(_MOST_TOKENS[kind], 1 << max(affordable, 1).bit_length() - 1))
+    most = _MOST_TOKENS_SAVING if recipe.device.checkpointing == "on" else _MOST_TOKENS[kind]
+    return Fit(min(most, 1 << max(affordable, 1).bit_length() - 1))
 
 
 def activation_bytes(recipe: Recipe, model: PreTrainedModel) -> float:

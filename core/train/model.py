@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from core.errors import StudioError
 from core.models.load import choose_dtype, linear_targets, load_model
 from core.recipe.schema import Recipe
+from core.train.fast.choose import FastPlan, plan_fast
+from core.train.fast.model import FastModel
+from core.train.fast.step import FastLoss, FastStep
 from core.train.packed import let_rows_stay_apart
 from core.train.ranks import ALONE, Ranks
 from core.train.step import PlainStep, Step
@@ -115,6 +118,15 @@ def make_step(recipe: Recipe, model: PreTrainedModel, sample: Sequence[int], dev
     parameters = trained_parameters(model)
     compute, held = compute_dtype(recipe, device), weights_dtype(recipe, device)
     inner, kind = language_model(model), device.partition(":")[0]
+    plan = plan_fast(recipe, model, device, compute)
+    if isinstance(plan, FastPlan):
+        print(f"fast path: weights in {plan.storage}", flush=True)
+        fast = FastModel(model, plan.storage, plan.recompute)
+        if recipe.device.zero == 0:
+            return FastStep(fast, parameters, recipe.schedule, ranks), True
+        return _divided_step(recipe, FastLoss(fast, parameters.values()), model, parameters, compute, kind, ranks), True
+    if kind == "cuda":
+        print(f"plain path: {plan}", flush=True)
     if recipe.device.zero == 3:  # nothing can be tried here: the weights are there only while a whole step runs
         head, is_packed = "model" if _CHANGES_LOGITS & set(vars(model.config)) else "layer", False
     else:
@@ -124,14 +136,14 @@ def make_step(recipe: Recipe, model: PreTrainedModel, sample: Sequence[int], dev
     loss = SummedLoss(model, head, compute if compute != held else None)
     if recipe.device.zero == 0:
         return PlainStep(loss, parameters, recipe.schedule, ranks), is_packed
-    return _divided_step(recipe, loss, parameters, compute, kind, ranks), is_packed
+    return _divided_step(recipe, loss, model, parameters, compute, kind, ranks), is_packed
 
 
-def _divided_step(recipe: Recipe, loss: SummedLoss, parameters: dict[str, torch.nn.Parameter], compute: torch.dtype, kind: str,
-                  ranks: Ranks) -> Step:
+def _divided_step(recipe: Recipe, loss: SummedLoss | FastLoss, model: PreTrainedModel, parameters: dict[str, torch.nn.Parameter],
+                  compute: torch.dtype, kind: str, ranks: Ranks) -> Step:
     from core.train.zero import ZeroStep, zero_config
 
-    sizes = {name: getattr(parameter, "ds_numel", parameter.numel()) for name, parameter in loss.model.named_parameters()}
+    sizes = {name: getattr(parameter, "ds_numel", parameter.numel()) for name, parameter in model.named_parameters()}
     dtype = compute if recipe.method.kind == "full" or recipe.device.zero == 3 else torch.float32
     config = zero_config(recipe, sum(sizes[name] for name in parameters), max(sizes.values()), dtype)
     return ZeroStep(loss, parameters, recipe, ranks, config, kind)

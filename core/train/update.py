@@ -11,15 +11,17 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from core.data.encode import Encoded
-from core.train.packed import lay_end_to_end, rows_between
+from core.train.packed import rows_between
 
 # So many positions go through the head at a time: their logits, in float32, are the largest tensor of a training otherwise.
 _POSITIONS_AT_A_TIME = 2048
@@ -56,20 +58,23 @@ class Batch:
 
 def collate(rows: Sequence[Encoded], pad_id: int, device: str, is_packed: bool = False) -> Batch:
     """Right-pad rows to a batch, or lay them end to end."""
+    lengths = [len(row.ids) for row in rows]
+    ids = np.concatenate([np.asarray(row.ids, np.int64) for row in rows])
+    trained = np.concatenate([np.asarray(row.trained, np.bool_) for row in rows])
+    in_row = np.concatenate([np.arange(length) for length in lengths])
     if is_packed:
-        bounds, positions = lay_end_to_end([len(row.ids) for row in rows])
-        starts = bounds[:-1]
-        ids = torch.tensor([[token for row in rows for token in row.ids]])
-        mask, places_in_row = None, torch.tensor([positions])
+        bounds, where = (0, *accumulate(lengths)), np.arange(len(ids))
+        mask, positions = None, in_row[None]
     else:
-        longest = max(len(row.ids) for row in rows)
-        bounds, places_in_row, starts = None, None, range(0, len(rows) * longest, longest)
-        ids = torch.tensor([row.ids + [pad_id] * (longest - len(row.ids)) for row in rows])
-        mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
-    trained = [(start + place - 1, row.ids[place]) for start, row in zip(starts, rows, strict=True)
-               for place in range(1, len(row.ids)) if row.trained[place]]
-    places, targets = torch.tensor(trained, dtype=torch.long).reshape(-1, 2).T.contiguous().unbind()
-    moved = [None if part is None else part.to(device, non_blocking=True) for part in (ids, mask, places_in_row, places, targets)]
+        longest = max(lengths)
+        bounds, where = None, np.repeat(np.arange(len(rows)) * longest, lengths) + in_row
+        padded, mask = np.full((len(rows), longest), pad_id), np.zeros((len(rows), longest), np.int64)
+        padded.flat[where], mask.flat[where] = ids, 1
+        positions = None
+    chosen = np.nonzero(trained & (in_row > 0))[0]  # the first token of a row has nothing before it
+    arrays = (ids[None] if is_packed else padded, mask, positions, where[chosen] - 1, ids[chosen])
+    parts = [None if part is None else torch.from_numpy(part) for part in arrays]
+    moved = [None if part is None else part.to(device, non_blocking=True) for part in parts]
     return Batch(moved[0], moved[1], moved[2], bounds, moved[3], moved[4])
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from core.recipe.schema import Recipe
+from core.train.fast.step import FastLoss
 from core.train.ranks import Ranks
 from core.train.step import MOMENTS, check_fit, make_optimizer
 from core.train.update import Batch, SummedLoss
@@ -70,8 +71,8 @@ class ZeroStep:
     can_repeat = False  # gradients that were exchanged already cannot be taken back
     is_in_step = True
 
-    def __init__(self, loss: SummedLoss, parameters: dict[str, torch.nn.Parameter], recipe: Recipe, ranks: Ranks, config: dict[str, Any],
-                 device_type: str) -> None:
+    def __init__(self, loss: SummedLoss | FastLoss, parameters: dict[str, torch.nn.Parameter], recipe: Recipe, ranks: Ranks,
+                 config: dict[str, Any], device_type: str) -> None:
         """Hand model and optimizer to DeepSpeed.
 
         Args:
@@ -80,7 +81,7 @@ class ZeroStep:
             config: from `zero_config`.
         """
         self._deepspeed = import_deepspeed(device_type)
-        self.parameters, self.ranks, self.stage = parameters, ranks, recipe.device.zero
+        self.loss, self.parameters, self.ranks, self.stage = loss, parameters, ranks, recipe.device.zero
         self.shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in parameters.items()}
         optimizer = make_optimizer(list(parameters.values()), recipe.schedule)
         self.engine, self.optimizer, *_ = self._deepspeed.initialize(model=loss, optimizer=optimizer, config=config)
@@ -100,7 +101,13 @@ class ZeroStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.engine.step()
+        self._take_over()
         return float(self.engine.get_global_grad_norm())
+
+    def _take_over(self) -> None:
+        """Tell a loss that holds copies of the trained values."""
+        if isinstance(self.loss, FastLoss):
+            self.loss.refresh()
 
     def state(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Exact value and moments of each parameter, gathered from the ranks."""
@@ -134,6 +141,7 @@ class ZeroStep:
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3), torch.no_grad():
                 if self.stage < 3 or self.ranks.is_first:
                     parameter.data.copy_(tensors[f"parameter.{name}"])
+        self._take_over()
 
     def _flat_weights(self) -> list[torch.Tensor]:
         """The float32 weights that this rank's optimizer changes, a few long vectors."""

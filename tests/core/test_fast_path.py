@@ -13,10 +13,12 @@ from core.data.encode import Encoded
 from core.recipe.files import build_recipe
 from core.train.fast import choose, ops
 from core.train.fast.choose import FastPlan, plan_fast
-from core.train.fast.flat import flatten_rows
+from core.train.fast.flat import flat_rows
 from core.train.fast.group import widened
 from core.train.fast.model import FastModel
-from core.train.fast.step import UpdateGradients
+from core.train.fast.step import FastLoss, FastStep
+from core.train.ranks import ALONE
+from core.train.step import PlainStep
 from core.train.update import collate, summed_loss, trained_targets
 from core.words import Text
 
@@ -43,12 +45,22 @@ def make_rows() -> list[Encoded]:
                     (torch.rand(length, generator=generator) > 0.4).tolist(), "", []) for length in (17, 9, 30)]
 
 
+def flat(rows, few_shapes: bool = False):
+    return flat_rows(collate(rows, 0, "cpu", is_packed=True), few_shapes)
+
+
+def fast_step(model) -> FastStep:
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    schedule = build_recipe({"schedule": {"clip_norm": 0}}).schedule
+    return FastStep(FastModel(model, "exact", False, torch.float32), parameters, schedule, ALONE)
+
+
 def gradients(model) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def plain_loss(model, rows) -> torch.Tensor:
-    return summed_loss(model.get_base_model(), *collate(rows, 0, "cpu"))
+    return summed_loss(model.get_base_model(), collate(rows, 0, "cpu"))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -57,7 +69,7 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(family, targets, 
     plain, fast = make_model(family, targets), make_model(family, targets)
     expected = plain_loss(plain, make_rows())
     expected.backward()
-    loss = FastModel(fast, "exact", recompute, torch.float32).summed_loss(flatten_rows(make_rows(), "cpu"))
+    loss = FastModel(fast, "exact", recompute, torch.float32).summed_loss(flat(make_rows()))
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     found, wanted = gradients(fast), gradients(plain)
@@ -71,12 +83,12 @@ def test_an_update_does_not_depend_on_micro_batches_and_no_row_sees_another() ->
     targets = sum(map(trained_targets, rows))
     found = []
     for parts in ([rows], [[row] for row in rows], [rows[::-1]]):
-        model = make_model()
-        loss = UpdateGradients(FastModel(model, "exact", False, torch.float32), "cpu").run(parts, targets)
-        found.append((loss.item(), gradients(model)))
+        step = fast_step(make_model())
+        loss = sum(step.backward(collate(part, 0, "cpu", is_packed=True), 1 / targets, True) for part in parts)
+        found.append((loss.item(), step._sums))
     for loss, grads in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6)
-        assert all(torch.allclose(grads[name], gradient, atol=1e-6) for name, gradient in found[0][1].items())
+        assert all(torch.allclose(mine, gradient, atol=1e-6) for mine, gradient in zip(grads, found[0][1], strict=True))
 
 
 def test_slices_of_the_logits_change_nothing() -> None:
@@ -85,7 +97,7 @@ def test_slices_of_the_logits_change_nothing() -> None:
         model = make_model()
         fast = FastModel(model, "exact", False, torch.float32)
         fast.slice_bytes = slice_bytes
-        loss = fast.summed_loss(flatten_rows(make_rows(), "cpu"))
+        loss = fast.summed_loss(flat(make_rows()))
         loss.backward()
         losses.append((loss.item(), gradients(model)["base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight"]))
     for loss, gradient in losses[1:]:
@@ -98,22 +110,35 @@ def test_training_follows_the_plain_path() -> None:
     targets = sum(map(trained_targets, rows))
     for is_fast in (False, True):
         model = make_model()
-        optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=5e-3)
-        fast = FastModel(model, "exact", False, torch.float32) if is_fast else None
-        curve = []
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        plain = PlainStep(lambda batch, model=model: summed_loss(model.get_base_model(), batch), parameters,
+                          build_recipe({"schedule": {"clip_norm": 0}}).schedule, ALONE)
+        step, curve = fast_step(model) if is_fast else plain, []
         for _ in range(6):
-            if fast:
-                fast.refresh()
-                loss = UpdateGradients(fast, "cpu").run([rows], targets)
-            else:
-                loss = plain_loss(model, rows) / targets
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            curve.append(loss.item())
+            curve.append(step.backward(collate(rows, 0, "cpu", is_packed=is_fast), 1 / targets, True).item() / targets)
+            step.apply(5e-3)
         curves.append(curve)
     assert curves[0][-1] < curves[0][0] - 0.1, "it must learn for the comparison to say anything"
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_a_restored_state_reaches_the_frames() -> None:
+    rows = make_rows()
+    batch = collate(rows, 0, "cpu", is_packed=True)
+    first, second = fast_step(make_model()), fast_step(make_model())
+    first.backward(batch, 0.1, True)
+    first.apply(5e-2)
+    second.restore(dict(first.state()), 1)
+    assert second.backward(batch, 0.1, True).item() == first.backward(batch, 0.1, True).item()
+
+
+def test_as_a_module_it_shows_an_engine_the_adapters_only() -> None:
+    model = make_model()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    module = FastLoss(FastModel(model, "exact", False, torch.float32), trained)
+    assert [id(parameter) for parameter in module.parameters()] == [id(parameter) for parameter in trained]
+    module(collate(make_rows(), 0, "cpu", is_packed=True)).backward()
+    assert all(parameter.grad is not None for parameter in trained)
 
 
 def test_the_peft_model_stays_usable_and_holds_its_weights_once() -> None:
@@ -130,26 +155,26 @@ def test_the_peft_model_stays_usable_and_holds_its_weights_once() -> None:
 
 def test_rows_are_laid_flat_without_loss() -> None:
     rows = [Encoded([5, 6, 7], [True, False, True], "", []), Encoded([8, 9], [True, True], "", [])]
-    flat = flatten_rows(rows, "cpu")
-    assert flat.ids.tolist() == [5, 6, 7, 8, 9]
-    assert flat.places_in_row.tolist() == [0, 1, 2, 0, 1]
-    assert flat.documents.starts.tolist() == [0, 3, 5] and flat.documents.longest == 3
+    laid = flat(rows)
+    assert laid.ids.tolist() == [5, 6, 7, 8, 9]
+    assert laid.places_in_row.tolist() == [0, 1, 2, 0, 1]
+    assert laid.documents.starts.tolist() == [0, 3, 5] and laid.documents.longest == 3
     # 7 is predicted at 6, 9 at 8; 5 and 8 begin their rows and nothing predicts them.
-    assert flat.predictors.tolist() == [1, 3] and flat.targets.tolist() == [7, 9]
+    assert laid.predictors.tolist() == [1, 3] and laid.targets.tolist() == [7, 9]
 
 
 def test_sizes_rounded_up_change_neither_loss_nor_gradients() -> None:
     found = []
     for few_shapes in (False, True):
         model = make_model()
-        flat = flatten_rows(make_rows(), "cpu", few_shapes)
-        loss = FastModel(model, "exact", False, torch.float32).summed_loss(flat)
+        laid = flat(make_rows(), few_shapes)
+        loss = FastModel(model, "exact", False, torch.float32).summed_loss(laid)
         loss.backward()
-        found.append((loss.item(), gradients(model), flat))
+        found.append((loss.item(), gradients(model), laid))
     assert len(found[0][2].ids) == 56 and len(found[1][2].ids) == 512 and len(found[1][2].targets) == 64
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
     assert all(torch.allclose(found[1][1][name], gradient, atol=1e-5) for name, gradient in found[0][1].items())
-    shorter = flatten_rows(make_rows()[:2], "cpu", few_shapes=True)
+    shorter = flat(make_rows()[:2], True)
     assert shorter.shape == found[1][2].shape, "so that one recorded graph serves both"
 
 
@@ -167,7 +192,7 @@ def test_fp8_weights_give_a_close_loss_and_gradients_that_point_the_same_way() -
     results = []
     for storage in ("exact", "fp8"):
         model = make_model()
-        loss = FastModel(model, storage, False, torch.float32).summed_loss(flatten_rows(make_rows(), "cpu"))
+        loss = FastModel(model, storage, False, torch.float32).summed_loss(flat(make_rows()))
         loss.backward()
         results.append((loss.item(), torch.cat([gradient.flatten() for gradient in gradients(model).values()])))
     assert results[1][0] == pytest.approx(results[0][0], rel=5e-3)
@@ -191,7 +216,7 @@ def test_four_bit_weights_widened_once_or_each_time_give_the_same() -> None:
         packed = model.get_base_model().model.layers[0].mlp.up_proj.base_layer
         assert packed.weight.quant_state is not None and packed.weight.numel() < 48 * 32
         values = widened(packed, torch.float32)
-        loss = FastModel(model, storage, False, torch.float32).summed_loss(flatten_rows(make_rows(), "cpu"))
+        loss = FastModel(model, storage, False, torch.float32).summed_loss(flat(make_rows()))
         loss.backward()
         results.append((loss.item(), gradients(model), values))
     assert torch.equal(results[0][2], results[1][2])

@@ -112,12 +112,13 @@ def reference(request):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("storage", "tolerance"), [("exact", 0.03), ("nf4", 0.03), ("fp8", 0.2)])
 def test_loss_and_gradients_follow_transformers_and_peft(reference, storage, tolerance, recompute) -> None:
-    from core.train.fast.flat import flatten_rows
+    from core.train.fast.flat import flat_rows
     from core.train.fast.model import FastModel
+    from core.train.update import collate
 
     rows, wanted_loss, wanted = reference
     model = make_model(torch.bfloat16)
-    loss = FastModel(model, storage, recompute).summed_loss(flatten_rows(rows, "cuda"))
+    loss = FastModel(model, storage, recompute).summed_loss(flat_rows(collate(rows, 0, "cuda", is_packed=True)))
     loss.backward()
     assert loss.item() == pytest.approx(wanted_loss, rel=5e-3)
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -128,23 +129,26 @@ def test_loss_and_gradients_follow_transformers_and_peft(reference, storage, tol
 
 @pytest.mark.parametrize("storage", ["exact", "nf4", "fp8"])
 def test_a_recorded_micro_batch_gives_what_a_launched_one_gives(storage) -> None:
+    from core.recipe.files import build_recipe
     from core.train.fast.model import FastModel
-    from core.train.fast.step import UpdateGradients
-    from core.train.update import trained_targets
+    from core.train.fast.step import FastStep
+    from core.train.ranks import ALONE
+    from core.train.update import collate
 
     model = make_model(torch.bfloat16)
-    fast = FastModel(model, storage, storage == "nf4")
-    launched, recorded = UpdateGradients(fast, "cuda", use_graphs=False), UpdateGradients(fast, "cuda")
-    for lengths in (UNEVEN, (99, 12, 130), (100, 50, 33), EVEN, (70, 9, 131)):  # the third of a shape is the first to be replayed
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    fast, schedule = FastModel(model, storage, storage == "nf4"), build_recipe({}).schedule
+    launched, recorded = (FastStep(fast, parameters, schedule, ALONE, use_graphs=use) for use in (False, True))
+    for lengths in (UNEVEN, (99, 12, 130), (100, 50, 33), EVEN, (70, 9, 131)):
         rows = make_rows(lengths)
-        targets = sum(map(trained_targets, rows))
-        wanted = launched.run([rows, rows[:2]], targets).item()
-        gradients = [parameter.grad.clone() for parameter in fast.parameters]
-        assert recorded.run([rows, rows[:2]], targets).item() == pytest.approx(wanted, rel=1e-3)
-        for parameter, gradient in zip(fast.parameters, gradients, strict=True):
-            assert error(parameter.grad, gradient) < 0.02
-            parameter.data += 0.01 * torch.randn_like(parameter)
-        fast.refresh()
+        for part in (rows, rows[:2]):
+            batch = collate(part, 0, "cuda", is_packed=True)
+            wanted, found = (step.backward(batch, 0.01, True).item() for step in (launched, recorded))
+            assert found == pytest.approx(wanted, rel=1e-3)
+        for gradient, replayed in zip(launched._sums, recorded._sums, strict=True):
+            assert error(replayed, gradient) < 0.02
+        launched.drop_gradients()
+        recorded.apply(1e-2)
     assert recorded._graphs, "nothing was recorded"
 
 
@@ -159,7 +163,7 @@ def make_rows(lengths):
 def plain_loss(model, rows):
     from core.train.update import collate, summed_loss
 
-    return summed_loss(model.get_base_model(), *collate(rows, 0, "cuda"))
+    return summed_loss(model.get_base_model(), collate(rows, 0, "cuda"))
 
 
 def make_model(dtype: torch.dtype):

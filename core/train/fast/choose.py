@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from core.recipe.schema import Recipe
 from core.train.fast.group import Storage
+from core.train.update import language_model
 from core.words import Text
 
 # Transformers' families whose decoder layer is: RMS norm, rotary attention, RMS norm, gated MLP with SiLU.
@@ -29,8 +29,14 @@ class FastPlan:
     recompute: bool
 
 
-def plan_fast(recipe: Recipe, model: nn.Module, device: str) -> FastPlan | Text:
+def plan_fast(recipe: Recipe, model: nn.Module, device: str, compute: torch.dtype = torch.bfloat16) -> FastPlan | Text:
     """The plan for this recipe, or the reason why the plain path is taken.
+
+    Args:
+        recipe: says how fast it shall be, and what is trained.
+        model: with its adapters.
+        device: where it is.
+        compute: the number format that it shall compute in.
 
     `auto` takes what computes the same as the plain path, up to rounding; `fast` also rounds the frozen weights and what they are
     multiplied with to FP8, on a GPU that has it.
@@ -38,6 +44,8 @@ def plan_fast(recipe: Recipe, model: nn.Module, device: str) -> FastPlan | Text:
     if recipe.device.speed == "plain":
         return Text("the recipe asks for the plain path")
     reason = _unfit_device(device) or _unfit_recipe(recipe) or _unfit_model(recipe, model)
+    if reason is None and compute != torch.bfloat16:
+        reason = Text("it computes in bfloat16 (model.dtype)")
     if reason is not None:
         return reason
     recompute = recipe.device.checkpointing == "on"
@@ -70,15 +78,15 @@ def _unfit_recipe(recipe: Recipe) -> Text | None:
 
 
 def _unfit_model(recipe: Recipe, model: nn.Module) -> Text | None:
-    base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = language_model(model)
     config = base.config
     if config.model_type not in _FAMILIES or config.hidden_act != "silu":
         return Text("the model's family {family} has other layers than Llama", family=config.model_type)
     window = getattr(config, "sliding_window", None)
     if window is not None and window < recipe.data.max_length:
         return Text("the model's attention reaches back {window} tokens only", window=window)
-    if base.get_output_embeddings().bias is not None or base.dtype != torch.bfloat16:
-        return Text("it computes in bfloat16 (model.dtype)")
+    if base.get_output_embeddings().bias is not None:
+        return Text("the model's output head has a bias")
     others = [name for name, parameter in model.named_parameters()
               if parameter.requires_grad and not any(f".{layer}.lora_" in name for layer in _ADAPTED)]
     return Text("{name} is trained too, which it cannot", name=others[0]) if others else None

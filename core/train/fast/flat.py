@@ -1,15 +1,15 @@
-"""Rows of tokens laid behind one another, without padding between them."""
+"""Rows of tokens laid behind one another, as the fast path reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numpy as np
 import torch
+from torch.nn import functional
 
-from core.data.encode import Encoded
 from core.train.fast.attention import Documents
+from core.train.update import Batch
 
 # Sizes are rounded up to these, so that rows of any lengths lead to few different shapes.
 _TOKENS, _ROWS, _SHORTEST = 512, 8, 256
@@ -37,37 +37,32 @@ class FlatRows:
 
     @property
     def shape(self) -> tuple[int | bool, ...]:
-        """What two of these must have in common for the same kernels to serve both."""
+        """What two of these must have in common for the same recorded kernels to serve both."""
         return *(len(part) for part in self.tensors), self.documents.longest, self.documents.are_equal
 
 
-def flatten_rows(rows: Sequence[Encoded], device: str, few_shapes: bool = False) -> FlatRows:
-    """Lay rows behind one another; no token of theirs is added or dropped.
+def flat_rows(batch: Batch, few_shapes: bool = False) -> FlatRows:
+    """A packed micro-batch as flat rows.
 
     Args:
+        batch: from `collate`, packed.
         few_shapes: round the sizes up with a row of padding that nothing sees and nothing learns from.
     """
-    ids = [np.asarray(row.ids, np.int64) for row in rows]
-    trained = [np.asarray(row.trained, np.bool_) for row in rows]
-    lengths = [len(part) for part in ids]
-    total = sum(lengths)
-    padding = -total % _TOKENS if few_shapes else 0
-    if padding:
-        ids.append(np.zeros(padding, np.int64))
-        trained.append(np.zeros(padding, np.bool_))
-        lengths.append(padding)
+    if batch.bounds is None or batch.positions is None:
+        raise ValueError("only packed rows lie flat")
+    ids, places, bounds = batch.ids[0], batch.positions[0], list(batch.bounds)
+    predictors, targets = batch.places, batch.targets
+    if few_shapes and (padding := -len(ids) % _TOKENS):
+        ids = functional.pad(ids, (0, padding))
+        places = torch.cat([places, torch.arange(padding, device=places.device)])
+        bounds.append(len(ids))
+    lengths = [end - start for start, end in pairwise(bounds)]
     longest, are_equal = max(lengths), len(set(lengths)) == 1
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.concatenate([np.arange(length) for length in lengths])
-    every_id = np.concatenate(ids)
-    successors = np.nonzero(np.concatenate(trained) & (places > 0))[0]  # the first token of a row has nothing before it
-    predictors, targets = successors - 1, every_id[successors]
     if few_shapes:
-        room = -len(targets) % (len(every_id) // 8)
-        predictors, targets = np.pad(predictors, (0, room)), np.pad(targets, (0, room), constant_values=-1)
+        room = -len(targets) % (len(ids) // 8)
+        predictors, targets = functional.pad(predictors, (0, room)), functional.pad(targets, (0, room), value=-1)
         if not are_equal:
-            starts = np.pad(starts, (0, -len(lengths) % _ROWS), mode="edge")  # rows of no length
+            bounds += [len(ids)] * (-len(lengths) % _ROWS)  # rows of no length
             longest = max(_SHORTEST, 1 << (longest - 1).bit_length())
-    arrays = (every_id, places, starts.astype(np.int32), predictors, targets)
-    ids_, places_, starts_, predictors_, targets_ = (torch.from_numpy(array).to(device) for array in arrays)
-    return FlatRows(ids_, places_, Documents(starts_, longest, are_equal), predictors_, targets_)
+    starts = torch.tensor(bounds, dtype=torch.int32).to(ids.device)
+    return FlatRows(ids, places, Documents(starts, longest, are_equal), predictors, targets)

@@ -16,6 +16,7 @@ from core.train.fast.flat import FlatRows
 from core.train.fast.group import Group, Member, Scratch, Storage, widened
 from core.train.fast.head import HeadLoss
 from core.train.fast.layer import AttentionParts, AttentionStep, MlpParts, MlpStep, Norm, Positions
+from core.train.update import language_model
 
 # Logits of so many bytes at a time: large enough for a full-speed product, small beside the activations.
 _SLICE_BYTES = 768 << 20
@@ -33,8 +34,9 @@ class FastModel:
     """
 
     def __init__(self, model: nn.Module, storage: Storage, recompute: bool, dtype: torch.dtype = torch.bfloat16) -> None:
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        base = language_model(model)
         self.config, self.body, self.recompute, self.dtype = base.config, base.model, recompute, dtype
+        _shorten_frozen(base, dtype)
         self.scratch = Scratch()
         self.head = widened(base.get_output_embeddings(), dtype)
         self.norm = Norm(self.body.norm.weight.detach(), self.body.norm.variance_epsilon)
@@ -62,6 +64,10 @@ class FastModel:
     def _group(self, layers: Sequence[nn.Module], storage: Storage) -> Group:
         return Group([_member(layer) for layer in layers], self.dtype, storage, self.scratch)
 
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
+
     def groups(self) -> Iterator[Group]:
         for attention, mlp in self.layers:
             yield from (attention.qkv, attention.out, mlp.gate_up, mlp.down)
@@ -71,7 +77,8 @@ class FastModel:
         """Take over the adapters' values; call after each optimizer step, and after restoring them."""
         self.scratch.forget()
         places, parameters, factors = zip(*self._adapter_places, strict=True)
-        torch._foreach_copy_(places, torch._foreach_mul([parameter.detach() for parameter in parameters], factors))
+        torch._foreach_copy_(places, parameters)
+        torch._foreach_mul_(places, factors)
 
     def bytes_per_token(self) -> int:
         """Memory that one token of a micro-batch takes until its gradients are there."""
@@ -93,6 +100,13 @@ class FastModel:
             h, delta = AttentionStep.apply(h, delta, attention, at, self.recompute, *attention.parameters)
             h, delta = MlpStep.apply(h, delta, mlp, self.recompute, *mlp.parameters)
         return HeadLoss.apply(h, delta, self.norm, self.head, flat.predictors, flat.targets, self.slice_bytes)
+
+
+def _shorten_frozen(base: nn.Module, dtype: torch.dtype) -> None:
+    """Hold embeddings, norms and head as they were loaded: PEFT widens them to float32, in which nothing here computes."""
+    for parameter in base.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _member(layer: nn.Module) -> Member:

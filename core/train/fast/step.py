@@ -1,78 +1,122 @@
-"""The gradients of one update, micro-batch by micro-batch.
+"""The fast path as the step of a training: its gradients, alone or beside other ranks, or within DeepSpeed's engine.
 
 A micro-batch of few tokens ends on the GPU before Python has launched the next kernel: there, everything from the ids to the summed
-gradients is recorded once as a CUDA graph and then launched as a whole.
+gradients is recorded once as a CUDA graph and from then on launched as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
-from core.data.encode import Encoded
-from core.train.fast.flat import FlatRows, flatten_rows
+from core.recipe.schema import ScheduleSection
+from core.train.fast.flat import FlatRows, flat_rows
 from core.train.fast.model import FastModel
+from core.train.ranks import Ranks
+from core.train.step import PlainStep
+from core.train.update import Batch
 
 # Up to so many tokens an H100 waits for Python; above, Python is ahead.
 _GRAPH_TOKENS = 8192
-# Each graph keeps the memory of its activations' addresses; more shapes than this are a sign of rows that will not repeat.
+# Each graph keeps the memory of its activations; more shapes than this are a sign of rows that will not repeat.
 _MOST_GRAPHS = 8
 
+Shape = tuple[int | bool, ...]
 
-class UpdateGradients:
-    """Adds up the gradients of an update's micro-batches in `.grad` of the adapters' parameters."""
 
-    def __init__(self, model: FastModel, device: str, use_graphs: bool = True) -> None:
-        self.model, self.device = model, device
+class FastStep(PlainStep):
+    """AdamW over the adapters; the gradients of an update's micro-batches are summed in float32 in one place of memory."""
+
+    def __init__(self, model: FastModel, parameters: dict[str, nn.Parameter], schedule: ScheduleSection, ranks: Ranks,
+                 use_graphs: bool = True) -> None:
+        """Take the adapters' `parameters` by name; they are those of `model`."""
+        super().__init__(lambda batch: model.summed_loss(flat_rows(batch)), parameters, schedule, ranks)
+        self.model = model
+        self.model.refresh()
         self._sums = [torch.zeros_like(parameter) for parameter in model.parameters]
-        self._factor = torch.ones((), device=device)
-        self._total = torch.zeros((), device=device)
-        self._use_graphs = use_graphs and device.startswith("cuda")
-        self._seen: set[tuple[int | bool, ...]] = set()
-        self._graphs: dict[tuple[int | bool, ...], tuple[FlatRows, torch.cuda.CUDAGraph]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self._use_graphs else None
+        device = model.parameters[0].device
+        self._weight = torch.ones((), device=device)
+        self._use_graphs = use_graphs and device.type == "cuda"
+        self._seen: set[Shape] = set()
+        self._graphs: dict[Shape, tuple[FlatRows, torch.Tensor, torch.cuda.CUDAGraph]] = {}
+        self._has_applied = False
 
-    def run(self, parts: Sequence[Sequence[Encoded]], targets: int) -> torch.Tensor:
-        """Set `.grad` to the gradient of the update's mean loss; returns that loss, on the device.
+    def backward(self, batch: Batch, weight: float, is_last: bool) -> torch.Tensor:
+        """Add the gradients of weight x summed loss; returns the summed loss.
 
-        Args:
-            parts: the update's rows in micro-batches.
-            targets: trained tokens of the whole update, over all processes that share it.
+        As launched the first times; recorded once the optimizer's state is in memory, and replayed from then on.
         """
-        torch._foreach_zero_(self._sums)
-        self._total.zero_()
-        self._factor.fill_(1 / targets)
-        for part in parts:
-            is_small = self._use_graphs and sum(len(row.ids) for row in part) <= _GRAPH_TOKENS
-            self._add(flatten_rows(part, self.device, few_shapes=is_small), is_small)
-        for parameter, total in zip(self.model.parameters, self._sums, strict=True):
-            parameter.grad = total
-        return self._total.clone()
-
-    def _add(self, flat: FlatRows, is_small: bool) -> None:
-        """One micro-batch: as it is the first time, recorded the second, replayed from then on."""
+        self._weight.fill_(weight)
+        is_small = self._use_graphs and batch.ids.numel() <= _GRAPH_TOKENS
+        flat = flat_rows(batch, few_shapes=is_small)
         shape = flat.shape
-        if not is_small or shape not in self._seen or (shape not in self._graphs and len(self._graphs) >= _MOST_GRAPHS):
-            self._seen.add(shape)
-            self._add_now(flat)
-            return
-        if shape not in self._graphs:
-            self._graphs[shape] = flat, self._record(flat)
-        held, graph = self._graphs[shape]
+        if is_small and self._has_applied and shape in self._seen and shape not in self._graphs and len(self._graphs) < _MOST_GRAPHS:
+            self._record(flat)
+        self._seen.add(shape)
+        return self._replay(flat) if is_small and shape in self._graphs else self._add(flat)
+
+    def _add(self, flat: FlatRows) -> torch.Tensor:
+        loss = self.model.summed_loss(flat)
+        grads = torch.autograd.grad(loss * self._weight, self.model.parameters)
+        torch._foreach_add_(self._sums, list(grads))
+        return loss.detach()
+
+    def _record(self, flat: FlatRows) -> None:
+        """Keep a graph of `_add` for this shape; where the memory does not allow that, launch as before from now on."""
+        graph = torch.cuda.CUDAGraph()
+        self.model.scratch.forget()  # a replay must widen what it needs itself
+        pool = next((held.pool() for _, _, held in self._graphs.values()), None)
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                loss = self._add(flat)
+            self._graphs[flat.shape] = flat, loss, graph
+        except RuntimeError as error:
+            print(f"no CUDA graphs: {str(error)[:200]}", flush=True)
+            self._use_graphs = False
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+        self.model.scratch.forget()
+
+    def _replay(self, flat: FlatRows) -> torch.Tensor:
+        held, loss, graph = self._graphs[flat.shape]
         for target, source in zip(held.tensors, flat.tensors, strict=True):
             target.copy_(source)
         graph.replay()
         self.model.scratch.forget()
+        return loss.clone()
 
-    def _record(self, flat: FlatRows) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        self.model.scratch.forget()  # a replay must widen what it needs itself
-        with torch.cuda.graph(graph, pool=self._pool):
-            self._add_now(flat)
-        return graph
+    def drop_gradients(self) -> None:
+        super().drop_gradients()
+        torch._foreach_zero_(self._sums)
 
-    def _add_now(self, flat: FlatRows) -> None:
-        loss = self.model.summed_loss(flat) * self._factor
-        torch._foreach_add_(self._sums, list(torch.autograd.grad(loss, self.model.parameters)))
-        self._total.add_(loss.detach())
+    def apply(self, rate: float) -> float:
+        for parameter, total in zip(self.model.parameters, self._sums, strict=True):
+            parameter.grad = total
+        if not self._has_applied and self.model.device.type == "cuda":
+            torch.cuda.empty_cache()  # or the optimizer's state would settle in pieces of the activations' memory
+        norm = super().apply(rate)
+        self.model.refresh()
+        self._has_applied = True
+        return norm
+
+    def restore(self, tensors: dict[str, torch.Tensor], step: int) -> None:
+        super().restore(tensors, step)
+        self.model.refresh()
+
+
+class FastLoss(nn.Module):
+    """The fast path as a module, for an engine that wants one; it shows the engine nothing but what is trained."""
+
+    def __init__(self, model: FastModel, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(parameters)
+        self._fast = model
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self._fast.summed_loss(flat_rows(batch))
+
+    def refresh(self) -> None:
+        """The parameters have changed."""
+        self._fast.refresh()
