@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,9 @@ JOBS: dict[str, list[dict[str, Any]]] = {
         {"name": "7B full, one GPU", "shape": "7b", "method": {"kind": "full"}, "zero": 0, "rows": 4, "gpus": (1,), "saves": True},
         {"name": "7B full, ZeRO-3", "shape": "7b", "method": {"kind": "full"}, "zero": 3, "rows": 4, "gpus": (2, 4, 8), "saves": True},
     ],
-    "14b": [{"name": "14B full, ZeRO-3", "shape": "14b", "method": {"kind": "full"}, "zero": 3, "rows": 4, "gpus": (4, 8), "saves": True}],
+    "14b": [
+        {"name": "14B full, ZeRO-3", "shape": "14b", "method": {"kind": "full"}, "zero": 3, "rows": 4, "gpus": (2, 4, 8), "saves": True},
+    ],
     "tiny": [
         {"name": "tiny, data parallel", "shape": "tiny", "method": LORA | {"rank": 4}, "zero": 0, "rows": 4, "gpus": (1, 2, 3)},
         {"name": "tiny full, ZeRO-3", "shape": "tiny", "method": {"kind": "full"}, "zero": 3, "rows": 4, "gpus": (2, 3), "saves": True},
@@ -66,6 +69,7 @@ def main() -> None:
                         help="of the base model in LoRA jobs")
     parser.add_argument("--speed", choices=["auto", "plain", "fast"], default="auto")
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--limit", type=float, default=300, help="seconds that a line may take")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a row")
     parser.add_argument("--out", type=Path, help="also write the lines to this file, as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -80,12 +84,13 @@ def main() -> None:
             for count in asked.gpus:
                 if count in variant["gpus"] and count <= there:
                     lines.append(run_variant({**variant, "count": count, "cpu": asked.cpu, "tokens": asked.tokens, "speed": asked.speed,
+                                              "limit": asked.limit,
                                               "quantization": asked.quantization if variant["method"]["kind"] == "lora" else "none"}))
                     show(lines[-1:], [])
+                    if asked.out:
+                        asked.out.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
     print()
     show(lines, lines)
-    if asked.out:
-        asked.out.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
 
 
 def gpu_count() -> int:
@@ -98,15 +103,20 @@ def run_variant(variant: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         variant["answer"] = str(Path(folder) / "answer.json")
         began = time.monotonic()
-        done = subprocess.run(
+        done = subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(variant["count"]), __file__,
-             "--one", json.dumps(variant)], capture_output=True, text=True, check=False,
+             "--one", json.dumps(variant)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env={"OMP_NUM_THREADS": "1", "MKL_THREADING_LAYER": "GNU"} | os.environ)
+        try:
+            said, _ = done.communicate(timeout=variant["limit"])
+        except subprocess.TimeoutExpired:
+            os.killpg(done.pid, signal.SIGKILL)  # torchrun and its ranks, which would keep the GPUs
+            return {**variant, "problem": f"not done after {variant['limit']:.0f} s"}
         answer = Path(variant["answer"])
         if answer.exists():
             return {**variant, **json.loads(answer.read_text(encoding="utf-8")), "start_to_end_seconds": time.monotonic() - began}
-        said = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line]
-        return {**variant, "problem": (said or done.stderr.splitlines() or ["ended without a word"])[0][-200:]}
+        errors = [line for line in said.splitlines() if "Error" in line]
+        return {**variant, "problem": (errors or said.splitlines() or ["ended without a word"])[0][-200:], "log": said[-4000:]}
 
 
 def measure(variant: dict[str, Any]) -> None:
