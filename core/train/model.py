@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from core.errors import StudioError
 from core.models.load import choose_dtype, linear_targets, load_model
+from core.models.products import use_fast_products
 from core.recipe.schema import Recipe
 from core.train.fast.choose import FastPlan, plan_fast
 from core.train.fast.model import FastModel
@@ -133,6 +134,7 @@ def make_step(recipe: Recipe, model: PreTrainedModel, sample: Sequence[int], dev
         with torch.autocast(kind, compute, enabled=compute != held):
             head = "fused" if has_plain_head(inner, sample) else "model"
             is_packed = recipe.data.packing and let_rows_stay_apart(inner, sample)
+        use_fast_products(inner)
     loss = SummedLoss(model, head, compute if compute != held else None)
     if recipe.device.zero == 0:
         return PlainStep(loss, parameters, recipe.schedule, ranks), is_packed

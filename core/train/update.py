@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from core.data.encode import Encoded
+from core.models.products import product
 from core.train.packed import rows_between
 
 # So many positions go through the head at a time: their logits, in float32, are the largest tensor of a training otherwise.
@@ -121,7 +122,7 @@ class HeadLoss(torch.autograd.Function):
         kept = hidden.to(weight.dtype)
         for first in range(0, len(kept), _POSITIONS_AT_A_TIME):
             part, here = kept[first:first + _POSITIONS_AT_A_TIME], targets[first:first + _POSITIONS_AT_A_TIME]
-            logits = functional.linear(part, weight, bias).float()
+            logits = product(part, weight, bias).float()
             norms = logits.logsumexp(-1, keepdim=True)
             total += (norms.squeeze(-1) - logits.gather(-1, here[:, None]).squeeze(-1)).sum()
             if not any(ctx.needs_input_grad):
@@ -130,9 +131,9 @@ class HeadLoss(torch.autograd.Function):
             error[torch.arange(len(here), device=here.device), here] -= 1
             rounded = error.to(weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[first:first + len(here)] = rounded @ weight
+                grad_hidden[first:first + len(here)] = product(rounded, weight.t())
             if grad_weight is not None:
-                grad_weight += (rounded.T @ part).float()
+                grad_weight += product(rounded.t(), part.t()).float()
             if grad_bias is not None:
                 grad_bias += error.sum(0)
         ctx.save_for_backward(*(part for part in (grad_hidden, grad_weight, grad_bias) if part is not None))
