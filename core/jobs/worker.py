@@ -35,6 +35,7 @@ WORK: dict[str, tuple[str, bool]] = {
     "lesson": ("core.lesson:lesson_job", False),
 }
 HEARTBEAT_SECONDS = 2.0
+PROGRESS_SECONDS = 0.1
 
 
 class Recorder:
@@ -48,6 +49,7 @@ class Recorder:
         self.told_to_stop = False  # whether the work itself has heard of it
         self._phase_began = time.monotonic()
         self._phase_first_done = 0
+        self._written = 0.0
 
     def update(self, **fields: Any) -> None:
         """Change fields of the state and write it; the heartbeat is renewed with every write."""
@@ -63,7 +65,13 @@ class Recorder:
             self._phase_began, self._phase_first_done = now, done
         steps = done - self._phase_first_done
         left = (now - self._phase_began) / steps * (total - done) if steps else None
-        self.update(progress=Progress(done=done, total=total, label=plain, seconds_left=left))
+        told = Progress(done=done, total=total, label=plain, seconds_left=left)
+        if steps and done < total and now - self._written < PROGRESS_SECONDS:
+            with self._lock:  # work of many short steps must not spend its time on writing; the next write, a heartbeat or the end, has it
+                self._state = self._state.model_copy(update={"progress": told})
+        else:
+            self._written = now
+            self.update(progress=told)
 
     def event(self, name: str, **data: Any) -> None:
         self.job.event(name, **data)

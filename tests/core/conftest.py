@@ -47,7 +47,7 @@ def tiny_recipe(model: Path, **changes) -> Recipe:
     }
     for path, value in changes.items():
         section, field = path.split("__")
-        data[section][field] = value
+        data.setdefault(section, {})[field] = value
     return build_recipe(data)
 
 
@@ -57,6 +57,10 @@ def train_here(workspace: Workspace, recipe: Recipe, name: str = "tiny") -> Run:
     start_job(run)
     wait_for_job(run)
     return run
+
+
+def losses_of(run: Run) -> list[float]:
+    return [record["loss"] for record in run.metrics()]
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from core.errors import StudioError
 from core.jobs.launch import restart_job, start_job, wait_for_job
 from core.train.create import create_run, describe_resume
 from core.train.rows import Source, read_sources, rows_of_update
-from tests.core.conftest import save_tiny_dataset, tiny_recipe, train_here
+from tests.core.conftest import losses_of, save_tiny_dataset, tiny_recipe, train_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,10 +229,6 @@ def test_a_checkpoint_is_a_plain_peft_folder(trained_run, tiny_model):
     assert AutoTokenizer.from_pretrained(folder).chat_template == (tiny_model / "chat_template.jinja").read_text()
 
 
-def losses(run) -> list[float]:
-    return [record["loss"] for record in run.metrics()]
-
-
 def test_two_runs_of_a_recipe_are_identical_and_so_is_a_resumed_one(workspace, tiny_model, trained_run):
     """Killed in the middle and resumed, a run has the losses of the uninterrupted one, bit for bit."""
     save_tiny_dataset(workspace)
@@ -251,7 +247,7 @@ def test_two_runs_of_a_recipe_are_identical_and_so_is_a_resumed_one(workspace, t
         restart_job(run)
         wait_for_job(run)
     _, whole = trained_run
-    assert losses(run) == losses(whole)
+    assert losses_of(run) == losses_of(whole)
     assert [checkpoint.step for checkpoint in run.checkpoints()] == [2, 4, 6]
     assert (run.checkpoints()[-1].folder / "adapter_model.safetensors").read_bytes() == (
         whole.checkpoints()[-1].folder / "adapter_model.safetensors").read_bytes()
@@ -305,3 +301,39 @@ def test_a_quantised_base_is_trained_for_real(workspace, tiny_model, bits, layer
         after = Accumulator(step, ALONE, Fit(8192), 2, "cpu", False).run(rows, 1)
         step.apply(5e-3)
     assert after < before - 0.05
+
+
+def test_plain_documents_are_trained_from_end_to_end(workspace, tiny_model):
+    """Continued pre-training: a document longer than a row becomes several, and every token but the first is a target once."""
+    from core.data.library import save_dataset
+    from core.train.update import trained_targets
+
+    texts = ["Paris is the capital of France. " * 12, "Eight legs has a spider, and a fly has six."]
+    save_dataset(workspace, "books", [{"text": text, "group": "general", "lang": "en"} for text in texts], "test")
+    recipe = tiny_recipe(tiny_model, data__sources=[{"dataset": "books"}], data__max_length=40, data__packing=True,
+                         schedule__epochs=2.0, schedule__updates=None, snapshots__count=1)
+    encoder = Encoder.from_folder(tiny_model)
+    rows = read_sources(workspace, recipe, encoder)[0].rows
+    whole = [encoder.encode_text(text).ids for text in texts]
+    assert len(rows) > 3 and all(len(row.ids) <= 40 for row in rows)
+    assert sum(map(trained_targets, rows)) == sum(len(ids) - 1 for ids in whole)
+    assert [token for row in rows[:-1] for token in row.ids[1:]] == whole[0][1:] and rows[-1].ids == whole[1]
+    run = train_here(workspace, recipe, "books")
+    assert run.spec()["updates"] == -(-2 * len(rows) // 4) == len(run.metrics())
+    assert run.metrics()[-1]["loss"] < run.metrics()[0]["loss"]
+
+
+@pytest.mark.parametrize("train_on", ["all", "last", "everything"])
+def test_what_counts_is_what_the_recipe_says(workspace, tiny_model, train_on):
+    from core.data.library import save_dataset
+    from core.train.update import collate
+
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, ["Who?", "Alex.", "And you?", "Paris."],
+                                                                     strict=True)]
+    save_dataset(workspace, "turns", [{"messages": turns, "group": "general", "lang": "en"}], "test")
+    recipe = tiny_recipe(tiny_model, data__sources=[{"dataset": "turns"}], data__train_on=train_on)
+    encoder = Encoder.from_folder(tiny_model)
+    row = read_sources(workspace, recipe, encoder)[0].rows[0]
+    trained = encoder.tokenizer.decode(collate([row], 2, "cpu").targets.tolist(), skip_special_tokens=False)
+    expected = {"all": "Alex.<|im_end|>Paris.<|im_end|>", "last": "Paris.<|im_end|>"}
+    assert trained == expected.get(train_on, encoder.tokenizer.decode(row.ids[1:], skip_special_tokens=False))
