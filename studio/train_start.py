@@ -10,6 +10,7 @@ from core.data.library import list_datasets
 from core.errors import StudioError
 from core.recipe.files import find_recipe, list_recipes, presets
 from core.recipe.schema import Recipe
+from core.train.script import Cluster, launch_script
 from core.train.start import on_dataset, plan_on_disk, start_once
 from core.workspace import Workspace
 from studio.i18n import explain, say_plainly, t, t_plainly
@@ -36,8 +37,24 @@ def ask_what_to_train(workspace: Workspace) -> None:
     title = st.text_input(t("train.title_of_run"), key="train_title", max_chars=60, help=t("train.title_of_run_help"))
     with errors_in_words():
         _draw_plan_and_start(workspace, on_dataset(recipe, dataset), title.strip())
-    command = ["sweetspot", "train", name, *(["--data", dataset] if dataset else []), *(["--name", title.strip()] if title.strip() else [])]
-    same_command(shlex.join(command))
+    options = [*(["--data", dataset] if dataset else []), *(["--name", title.strip()] if title.strip() else [])]
+    same_command(shlex.join(["sweetspot", "train", name, *options]))
+    _draw_cluster(workspace, name, options)
+
+
+def _draw_cluster(workspace: Workspace, name: str, options: list[str]) -> None:
+    """The same training on several GPUs or machines, as a script to take along."""
+    with st.expander(t("train.cluster"), icon=":material/dns:"):
+        st.caption(t("train.cluster_help"))
+        first, second, third = st.columns(3, vertical_alignment="bottom")
+        gpus = first.number_input(t("train.cluster_gpus"), 1, 64, key="train_cluster_gpus")
+        nodes = second.number_input(t("train.cluster_nodes"), 1, 256, key="train_cluster_nodes")
+        kind = third.segmented_control(t("train.cluster_kind"), ["plain", "slurm"], key="train_cluster_kind", required=True,
+                                       default="plain", format_func=lambda kind: t_plainly(f"train.cluster_{kind}"))
+        script = launch_script(kind, workspace, name, options, Cluster(gpus, nodes))
+        st.code(script, language="bash")
+        st.download_button(t("train.cluster_download"), script, "train.sh" if kind == "plain" else "train.sbatch", "text/x-shellscript",
+                           key="train_cluster_download", icon=":material/download:", on_click="ignore")
 
 
 def _choose_recipe(workspace: Workspace) -> str:

@@ -77,6 +77,21 @@ def test_the_plan_is_said_before_the_start(open_app: Open, workspace: Workspace,
     assert "Starting; the first word comes in a few seconds." in texts(app)
 
 
+def test_the_training_can_be_taken_to_a_cluster(open_app: Open, workspace: Workspace, made_run: MakeRun, started: list[Job]) -> None:
+    made_data(workspace, made_run)
+    app = open_app("train")
+    shown = app.code[-1].value
+    assert "sweetspot train identity-lesson-cpu --data alex --gpus 1" in shown and "SBATCH" not in shown
+    assert f"SWEETSPOT_HOME={workspace.root}" in shown
+    app.number_input(key="train_cluster_gpus").set_value(4).run()
+    app.number_input(key="train_cluster_nodes").set_value(2).run()
+    app.segmented_control(key="train_cluster_kind").set_value("slurm").run()
+    assert not app.exception
+    shown = app.code[-1].value
+    assert "#SBATCH --nodes=2" in shown and "#SBATCH --gpus-per-node=4" in shown and '--rank "$SLURM_NODEID"' in shown
+    assert started == []
+
+
 def test_a_second_start_shows_the_first(open_app: Open, workspace: Workspace, made_run: MakeRun, started: list[Job]) -> None:
     made_data(workspace, made_run)
     first, second = open_app("train"), open_app("train")
