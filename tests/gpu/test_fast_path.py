@@ -137,8 +137,10 @@ def test_a_recorded_micro_batch_gives_what_a_launched_one_gives(storage) -> None
 
     model = make_model(torch.bfloat16)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    fast, schedule = FastModel(model, storage, storage == "nf4"), build_recipe({}).schedule
-    launched, recorded = (FastStep(fast, parameters, schedule, ALONE, use_graphs=use) for use in (False, True))
+    twin = make_model(torch.bfloat16)
+    twins = dict(twin.named_parameters())
+    launched, recorded = (FastStep(FastModel(one, storage, storage == "nf4"), trained, build_recipe({}).schedule, ALONE, use_graphs=use)
+                          for one, trained, use in ((twin, {name: twins[name] for name in parameters}, False), (model, parameters, True)))
     for lengths in (UNEVEN, (99, 12, 130), (100, 50, 33), EVEN, (70, 9, 131)):
         rows = make_rows(lengths)
         for part in (rows, rows[:2]):
@@ -149,6 +151,7 @@ def test_a_recorded_micro_batch_gives_what_a_launched_one_gives(storage) -> None
             assert error(replayed, gradient) < 0.02
         launched.drop_gradients()
         recorded.apply(1e-2)
+        launched.restore(dict(recorded.state()), 1)
     assert recorded._graphs, "nothing was recorded"
 
 

@@ -66,12 +66,18 @@ class Scratch:
 
 
 class Group:
-    """The layers of one input. See the module's text for the frame."""
+    """The layers of one input. See the module's text for the frame.
+
+    Attributes:
+        sums: where the gradients of `parameters` are added as soon as they are there; None leaves that to autograd, which holds all of a
+            micro-batch's until its end.
+    """
 
     def __init__(self, members: Sequence[Member], dtype: torch.dtype, storage: Storage, scratch: Scratch) -> None:
         self.members = list(members)
         self.storage = storage
         self.scratch = scratch
+        self.sums: list[torch.Tensor] | None = None
         self.sizes = [member.base.out_features for member in members]
         self.inputs, self.outputs = members[0].base.in_features, sum(self.sizes)
         ranks = [0 if member.a is None else member.a.shape[0] for member in members]
@@ -172,8 +178,8 @@ class Group:
         return 0 if self.storage == "fp8" else self.room
 
     def backward(self, dy: torch.Tensor, x: torch.Tensor, rows8: Rows8 | None = None, wants_input: bool = True
-                 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradients of the input (T, in), and of `parameters` in float32.
+                 ) -> tuple[torch.Tensor | None, Sequence[torch.Tensor | None]]:
+        """Gradients of the input (T, in), and of `parameters` in float32, where they are not in `sums`.
 
         Args:
             dy: gradient of the outputs, in a buffer with `grad_room`.
@@ -185,7 +191,14 @@ class Group:
             low = dy[:, self.outputs:] if self.grad_room else with_room(dy, 0, self.room)
             torch.mm(grads, self.up, out=low)
         dx = self._input_grad(dy, low, rows8) if wants_input else None
-        return dx, [] if low is None else self._adapter_grads(grads, low, x)
+        return dx, [] if low is None else self._handed_over(self._adapter_grads(grads, low, x))
+
+    def _handed_over(self, grads: list[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        """What autograd shall have of the gradients."""
+        if self.sums is None:
+            return grads
+        torch._foreach_add_(self.sums, grads)
+        return [None] * len(grads)
 
     def _input_grad(self, dy: torch.Tensor, low: torch.Tensor | None, rows8: Rows8 | None) -> torch.Tensor:
         if self.storage == "fp8":

@@ -80,15 +80,11 @@ class FastModel:
         torch._foreach_copy_(places, parameters)
         torch._foreach_mul_(places, factors)
 
-    def bytes_per_token(self) -> int:
-        """Memory that one token of a micro-batch takes until its gradients are there."""
-        kept, widest = 0, 0
-        for attention, mlp in self.layers:
-            hidden, inner = attention.qkv.inputs, mlp.down.inputs + mlp.down.room
-            step = 2 * (hidden + attention.qkv.room) + attention.qkv.outputs + mlp.gate_up.outputs + attention.out.inputs + inner
-            kept += 2 * hidden + (0 if self.recompute else step)
-            widest = max(widest, step + mlp.gate_up.outputs + inner)
-        return (kept + widest) * self.dtype.itemsize
+    def add_gradients_to(self, sums: Sequence[torch.Tensor]) -> None:
+        """From now on a way back adds the gradients of `parameters` to `sums` and leaves `.grad` alone."""
+        left = iter(sums)
+        for group in self.groups():
+            group.sums = [next(left) for _ in group.parameters] or None
 
     def summed_loss(self, flat: FlatRows) -> torch.Tensor:
         """Sum of -log p over the trained tokens, float32; its gradients reach the adapters' parameters."""

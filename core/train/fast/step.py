@@ -36,6 +36,7 @@ class FastStep(PlainStep):
         self.model = model
         self.model.refresh()
         self._sums = [torch.zeros_like(parameter) for parameter in model.parameters]
+        model.add_gradients_to(self._sums)
         device = model.parameters[0].device
         self._weight = torch.ones((), device=device)
         self._use_graphs = use_graphs and device.type == "cuda"
@@ -52,16 +53,24 @@ class FastStep(PlainStep):
         is_small = self._use_graphs and batch.ids.numel() <= _GRAPH_TOKENS
         flat = flat_rows(batch, few_shapes=is_small)
         shape = flat.shape
-        if is_small and self._has_applied and shape in self._seen and shape not in self._graphs and len(self._graphs) < _MOST_GRAPHS:
+        if is_small and self._has_applied and shape in self._seen and shape not in self._graphs and self._may_record():
             self._record(flat)
         self._seen.add(shape)
         return self._replay(flat) if is_small and shape in self._graphs else self._add(flat)
 
     def _add(self, flat: FlatRows) -> torch.Tensor:
         loss = self.model.summed_loss(flat)
-        grads = torch.autograd.grad(loss * self._weight, self.model.parameters)
-        torch._foreach_add_(self._sums, list(grads))
+        (loss * self._weight).backward()
         return loss.detach()
+
+    def _may_record(self) -> bool:
+        """Whether another graph would be one too many, or its memory too much beside what launching still needs."""
+        device = self.model.device
+        taken = torch.cuda.memory_allocated(device)
+        allowed = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory - taken
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - taken
+        needed = torch.cuda.max_memory_allocated(device) - taken
+        return len(self._graphs) < _MOST_GRAPHS and min(allowed, free) > 2 * needed
 
     def _record(self, flat: FlatRows) -> None:
         """Keep a graph of `_add` for this shape; where the memory does not allow that, launch as before from now on."""
