@@ -134,7 +134,8 @@ def make_step(recipe: Recipe, model: PreTrainedModel, sample: Sequence[int], dev
         with torch.autocast(kind, compute, enabled=compute != held):
             head = "fused" if has_plain_head(inner, sample) else "model"
             is_packed = recipe.data.packing and let_rows_stay_apart(inner, sample)
-        use_fast_products(inner)
+        if compute == torch.float32:
+            use_fast_products(inner)
     # On a GPU the adapters are float32 and would be multiplied so, slowly; their gradients stay exact.
     is_mixed = compute != held or (kind == "cuda" and compute != torch.float32 and recipe.method.kind == "lora" and recipe.device.zero < 3)
     loss = SummedLoss(model, head, compute if is_mixed else None)

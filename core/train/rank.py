@@ -85,6 +85,8 @@ def main(folder: str) -> None:
             write_json(folder_of(run) / "result.json", result)
         ranks.wait_for_all()
         ranks.leave()
+        sys.stdout.flush()
+        os._exit(0)  # all is on disk; threads of the libraries now and then abort a process whose interpreter is going down
     except BaseException as error:
         _say_why(run, ranks, error)
         os._exit(1)  # the others may be waiting for this rank in the midst of an exchange; torchrun ends them

@@ -144,8 +144,11 @@ class ZeroStep:
         self._take_over()
 
     def _flat_weights(self) -> list[torch.Tensor]:
-        """The float32 weights that this rank's optimizer changes, a few long vectors."""
-        return self.optimizer.fp32_partitioned_groups_flat if self.stage == 3 else self.optimizer.single_partition_of_fp32_groups
+        """The float32 weights that this rank changes, a few long vectors; each of DeepSpeed's optimizers has its own name for them."""
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+            if hasattr(self.optimizer, name):
+                return getattr(self.optimizer, name)
+        raise TypeError(f"DeepSpeed's {type(self.optimizer).__name__} keeps its weights elsewhere")
 
     def _set(self, parameter: torch.nn.Parameter, value: torch.Tensor, key: str | None) -> None:
         from deepspeed.utils import (

@@ -1,11 +1,13 @@
-"""What the ranks of `test_ranks` run: `torchrun ... ranks_program.py MODEL OUT STAGES KIND...`.
+"""What the ranks of `test_ranks` run: `torchrun ... ranks_program.py MODEL OUT STAGES DTYPE KIND...`.
 
-One update at each stage in turn, each going on from the state that the stage before left behind.
+One update at each stage in turn, each going on from the state that the stage before left behind. STAGES are as in `1,2o,3a`: a letter
+adds an offload, of the optimizer's state or of all.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -30,14 +32,18 @@ def rows_for(model: Path, update: int) -> list[Encoded]:
     return [rows[(update + number) % len(rows)] for number in range(ROWS_PER_UPDATE)]
 
 
-def main(model: Path, out: Path, stages: list[int], kinds: list[str]) -> None:
+OFFLOAD = {"": "none", "o": "optimizer", "a": "all"}
+
+
+def main(model: Path, out: Path, stages: list[str], dtype: str, kinds: list[str]) -> None:
     ranks = Ranks.join("cpu")
     for kind in kinds:
         state: dict[str, torch.Tensor] = {}
         numbers = []
         for update, stage in enumerate(stages):
             unset_hf_deepspeed_config()  # of the stage before; a real training has one
-            recipe = tiny_recipe(model, device__zero=stage, method__kind=kind, data__packing=True)
+            recipe = tiny_recipe(model, device__zero=int(stage[0]), device__offload=OFFLOAD[stage[1:]], method__kind=kind,
+                                 model__dtype=dtype, data__packing=True)
             torch.manual_seed(0)
             step, is_packed = make_step(recipe, prepare_model(recipe, model, "cpu"), rows_for(model, 0)[0].ids, "cpu", ranks)
             if state:
@@ -47,12 +53,13 @@ def main(model: Path, out: Path, stages: list[int], kinds: list[str]) -> None:
             state = ranks.told_by_first({name: value.clone() for name, value in step.state()})
             weights = {name: value.clone() for name, value in step.weights()}
         if ranks.is_first:
-            assert all(torch.equal(weights[name], state[f"parameter.{name}"]) for name in weights)
+            assert all(torch.equal(weights[name].float(), state[f"parameter.{name}"]) for name in weights)
             save_file(state, out / f"{kind}.safetensors")
             (out / f"{kind}.json").write_text(json.dumps(numbers))
     ranks.wait_for_all()
     ranks.leave()
+    os._exit(0)  # as core.train.rank does
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), [int(stage) for stage in sys.argv[3]], sys.argv[4:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4], sys.argv[5:])
