@@ -372,3 +372,23 @@ def test_a_job_that_fails_speaks_through_its_command(home, sweetspot):
     said = sweetspot("train", "tiny", "--set", "model.source=tiny", "--json")
     assert_refused(said, "cannot be loaded", code=1)
     assert sweetspot("runs", "--json").json()["runs"][0]["state"] == "failed"
+
+
+def test_a_launch_script_is_printed_and_nothing_is_started(sweetspot, home):
+    said = sweetspot("train", "tiny", "--name", "it's mine", "--set", "schedule.updates=9", "--gpus", "4", "--nodes", "2",
+                     "--script", "slurm")
+    assert said.code == 0 and said.err == "" and said.out.startswith("#!/bin/sh\n")
+    assert "#SBATCH --gpus-per-node=4" in said.out and "schedule.updates=9" in said.out and "$SLURM_NODEID" in said.out
+    assert sweetspot("train", "tiny", "--gpus", "0,2", "--script", "plain", "--json").json()["script"].endswith("--gpus 2\n")
+    assert list_runs(home) == []
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--script", "windows"], "plain or slurm"), (["--nodes", "2"], "HOST:PORT"), (["--nodes", "2", "--host", "node0"], "HOST:PORT"),
+    (["--nodes", "2", "--rank", "2", "--host", "node0:29500"], "0 to 1"), (["--gpus", "0,2"], "names GPUs (0, 2)"),
+    (["--gpus", "many"], "device.gpus must be auto"), (["--gpus", "0"], "device.gpus must be auto"),
+])
+def test_what_cannot_be_shared_out_is_said(sweetspot, home, options, words):
+    said = sweetspot("train", "tiny", *options)
+    assert said.code == 2 and words in said.err and "Traceback" not in said.err and said.out == ""
+    assert list_runs(home) == []
