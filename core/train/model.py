@@ -24,6 +24,8 @@ from core.train.update import SummedLoss, has_plain_head, language_model
 
 # Settings by which models scale or bound what comes out of their head.
 _CHANGES_LOGITS = {"final_logit_softcapping", "logits_scaling", "logit_scale"}
+# float16 ends at 6e-8, and the gradient of a mean over a thousand tokens begins near 1e-3. A power of two, so that nothing is rounded.
+_FLOAT16_SCALE = 4096.0
 
 
 def compute_dtype(recipe: Recipe, device: str) -> torch.dtype:
@@ -140,7 +142,7 @@ def make_step(recipe: Recipe, model: PreTrainedModel, sample: Sequence[int], dev
     is_mixed = compute != held or (kind == "cuda" and compute != torch.float32 and recipe.method.kind == "lora" and recipe.device.zero < 3)
     loss = SummedLoss(model, head, compute if is_mixed else None)
     if recipe.device.zero == 0:
-        return PlainStep(loss, parameters, recipe.schedule, ranks), is_packed
+        return PlainStep(loss, parameters, recipe.schedule, ranks, _FLOAT16_SCALE if compute == torch.float16 else 1.0), is_packed
     return _divided_step(recipe, loss, model, parameters, compute, kind, ranks), is_packed
 
 

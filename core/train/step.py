@@ -41,8 +41,19 @@ class PlainStep:
     can_repeat = True
     is_in_step = False
 
-    def __init__(self, loss: LossOf, parameters: dict[str, torch.nn.Parameter], schedule: ScheduleSection, ranks: Ranks) -> None:
+    def __init__(self, loss: LossOf, parameters: dict[str, torch.nn.Parameter], schedule: ScheduleSection, ranks: Ranks,
+                 scale: float = 1.0) -> None:
+        """Prepare to train.
+
+        Args:
+            loss: the summed loss of a micro-batch.
+            parameters: what is trained, by name.
+            schedule: says how the weights change.
+            ranks: whose gradients are added up.
+            scale: the loss is multiplied by it on the way back and the gradient divided again, where float16 would lose small numbers.
+        """
         self.loss, self.parameters, self.ranks, self.clip_norm = loss, parameters, ranks, schedule.clip_norm or math.inf
+        self.scale = scale
         self.optimizer = make_optimizer(list(parameters.values()), schedule)
         ranks.copy_from_first(parameter.data for parameter in parameters.values())
 
@@ -50,7 +61,7 @@ class PlainStep:
         """Add the gradients of weight x summed loss; returns the summed loss."""
         with batch.rows_apart():
             loss = self.loss(batch)
-            (loss * weight).backward()
+            (loss * (weight * self.scale)).backward()
         return loss.detach()
 
     def drop_gradients(self) -> None:
@@ -59,6 +70,8 @@ class PlainStep:
     def apply(self, rate: float) -> float:
         """Change the weights, unless the gradient is no number; returns its norm before it is shortened."""
         self.ranks.sum_gradients(self.parameters.values())
+        if self.scale != 1:
+            torch._foreach_div_([parameter.grad for parameter in self.parameters.values() if parameter.grad is not None], self.scale)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm))
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:

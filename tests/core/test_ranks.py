@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +15,10 @@ from core.data.encode import Encoded
 from core.errors import StudioError
 from core.machine import Gpu
 from core.train.batches import share_rows
+from core.train.create import create_run
 from core.train.devices import choose_devices
-from core.workspace import CHECKOUT
-from tests.core.conftest import tiny_recipe
+from core.workspace import CHECKOUT, write_json
+from tests.core.conftest import save_tiny_dataset, tiny_recipe
 
 STAGES = "1,2o,3,0,3a"
 
@@ -121,3 +123,57 @@ def test_devices_are_those_that_the_recipe_names(tiny_model, monkeypatch):
     assert choose_devices(tiny_recipe(tiny_model, device__gpus=3)).to_spec() == {"device": "cpu", "processes": 3, "gpus": None}
     with pytest.raises(StudioError, match=r"names GPUs \(0, 2\)"):
         choose_devices(tiny_recipe(tiny_model, device__gpus=[0, 2]))
+
+
+class EndedAgent:
+    """What torchrun's agent leaves behind when its ranks have ended."""
+
+    error = None
+
+    def __init__(self, **exit_codes: int) -> None:
+        self.failures = {int(name[1:]): SimpleNamespace(exitcode=code) for name, code in exit_codes.items()}
+
+    def is_alive(self) -> bool:
+        return False
+
+
+def test_why_the_processes_ended_is_told_by_the_first_cause(workspace, tiny_model):
+    from core.train.launch import _explain
+    from core.train.rank import folder_of
+
+    save_tiny_dataset(workspace)
+    run = create_run(workspace, tiny_recipe(tiny_model, device__gpus=3), "ended")
+    folder_of(run).mkdir()
+    assert "Process 1 of 3 was killed (SIGKILL)" in str(_explain(run, EndedAgent(_1=-9, _0=-15, _2=1), 3).problem)
+    text = {"template": "connection lost", "values": {}}
+    write_json(folder_of(run) / "failed-0.json", {"rank": 0, "time": 1.0, "is_known": False, "problem": text, "hint": text, "fit": None})
+    assert str(_explain(run, EndedAgent(_0=1), 3).problem) == "Process 0 of 3: connection lost"
+    assert "Process 1 of 3 was killed" in str(_explain(run, EndedAgent(_0=1, _1=-9), 3).problem), "the other only lost its partner"
+    known = {"template": "Nothing left at update {n}.", "values": {"n": 4}}
+    write_json(folder_of(run) / "failed-2.json", {"rank": 2, "time": 2.0, "is_known": True, "problem": known, "hint": text, "fit": None})
+    assert str(_explain(run, EndedAgent(_0=1, _2=1), 3).problem) == "Nothing left at update 4."
+
+
+def test_ranks_that_ran_out_of_memory_begin_again_with_half(workspace, tiny_model, monkeypatch):
+    from core.train import launch
+    from core.train.rank import folder_of
+    from tests.core.test_killed import Silent
+
+    save_tiny_dataset(workspace)
+    run = create_run(workspace, tiny_recipe(tiny_model, device__zero=3), "short")
+    started = []
+
+    def start(processes, nodes, folder, gpus):
+        started.append(run.spec().get("fit"))
+        text = {"template": "A single row does not fit.", "values": {}}
+        if len(started) < 3:
+            fit = {"tokens": 64 // len(started), "rows": 4 // len(started)}
+            write_json(folder_of(run) / "failed-0.json",
+                       {"rank": 0, "time": 1.0, "is_known": True, "problem": text, "hint": text, "fit": fit})
+            return EndedAgent(_0=1)
+        write_json(folder_of(run) / "result.json", {"updates": 6, "planned": 6})
+        return EndedAgent()
+
+    monkeypatch.setattr(launch, "start_ranks", start)
+    assert launch.train_in_processes(run, Silent()) == {"updates": 6, "planned": 6}
+    assert started == [None, {"tokens": 64, "rows": 4}, {"tokens": 32, "rows": 2}]

@@ -30,7 +30,8 @@ def rows_and_step(workspace, tiny_model, **changes):
 
     from core.train.model import make_step, prepare_model
 
-    save_tiny_dataset(workspace)
+    if not (workspace.datasets / "tiny").exists():
+        save_tiny_dataset(workspace)
     recipe = tiny_recipe(tiny_model, **changes)
     sources = read_sources(workspace, recipe, Encoder.from_folder(tiny_model))
     rows = [row for source in sources for row in source.rows]
@@ -267,6 +268,42 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(wor
         wait_for_job(run)
     assert "learning_rate" in str(caught.value.hint)
     assert run.state().state == "failed" and run.metrics() == []
+
+
+def test_a_gradient_that_is_no_number_leaves_the_weights_alone(workspace, tiny_model):
+    """The loss may still be finite when the gradient is not."""
+    import math
+
+    import torch
+
+    rows, _, (step, _) = rows_and_step(workspace, tiny_model)
+    before = {name: parameter.detach().clone() for name, parameter in step.parameters.items()}
+    name, broken = next(iter(step.parameters.items()))
+    hook = broken.register_hook(lambda gradient: gradient * math.inf)
+    loss, _ = gradients_of(step, rows, None, False)
+    assert math.isfinite(loss)
+    from core.train.batches import Fit
+    from core.train.fit import Accumulator
+    from core.train.ranks import ALONE
+
+    Accumulator(step, ALONE, Fit(8192), 2, "cpu", False).run(rows, 1)
+    assert not math.isfinite(step.apply(1e-3))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in step.parameters.items())
+    hook.remove()
+
+
+def test_float16_keeps_small_gradients(workspace, tiny_model):
+    """The gradients of a half-precision base are those of the exact one, small numbers included."""
+    import torch
+
+    found = {}
+    for dtype in ("float32", "float16"):
+        rows, _, (step, _) = rows_and_step(workspace, tiny_model, model__dtype=dtype)
+        _, grads = gradients_of(step, sixteen(rows), None, False)
+        found[dtype] = torch.cat([gradient.float().flatten() / step.scale for name, gradient in grads.items() if "lora_B" in name])
+    assert step.scale > 1
+    error = (found["float16"] - found["float32"]).norm() / found["float32"].norm()
+    assert error < 0.02 and (found["float16"] != 0).float().mean() > 0.99 * (found["float32"] != 0).float().mean()
 
 
 def test_a_full_training_saves_whole_models(workspace, tiny_model):
