@@ -56,6 +56,7 @@ def main() -> None:
         compare(workspace, recipe, asked.updates)
         if not asked.no_start:
             print(f"start-up: {start_up(workspace, recipe):.1f} s from launching the job to its first update on record")
+        print(f"recording: {1000 * recording_seconds(workspace, recipe):.2f} ms an update")
 
 
 def compare(workspace: Workspace, recipe: Recipe, updates: int) -> None:
@@ -133,6 +134,30 @@ class PlainLoop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.detach())
+
+
+def recording_seconds(workspace: Workspace, recipe: Recipe) -> float:
+    """What an update's line in metrics.jsonl, its progress and the look for a request to stop take."""
+    from core.jobs.folder import JobState
+    from core.jobs.process import ProcessIdentity
+    from core.jobs.worker import Recorder
+    from core.train.create import create_run
+    from core.words import Text
+    from core.workspace import append_jsonl
+
+    run = create_run(workspace, recipe, "recording")
+    recorder = Recorder(run, JobState(kind="train", created=time.time(), process=ProcessIdentity.own()))
+    record = {"update": 1, "loss": 1.234567, "learning_rate": 2e-4, "gradient_norm": 1.234567, "rows": 4, "tokens": 205,
+              "trained_tokens": 70, "seconds": 0.5, "tokens_per_second": 410.0, "memory_bytes": 10**9, "time": time.time()}
+    took = []
+    for update in range(200):
+        began = time.perf_counter()
+        append_jsonl(run.folder / "metrics.jsonl", {**record, "update": update})
+        recorder.stop_requested()
+        recorder.progress(update, 200, Text("training"))
+        took.append(time.perf_counter() - began)
+        time.sleep(0.005)
+    return statistics.fmean(took)
 
 
 def start_up(workspace: Workspace, recipe: Recipe) -> float:

@@ -90,6 +90,7 @@ def worker_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # GPUs have the numbers that the driver's own tools show
         "MKL_THREADING_LAYER": "GNU",  # conda's MKL and torch's GNU OpenMP refuse each other in a child process
     }
 

@@ -38,7 +38,7 @@ def choose_devices(recipe: Recipe) -> Devices:
         StudioError: this machine does not have them.
     """
     wanted = recipe.device.gpus
-    known = [] if recipe.device.kind == "cpu" else [gpu.index for gpu in read_gpus()]
+    known = [] if recipe.device.kind == "cpu" else visible_gpus()
     if not known:
         if isinstance(wanted, list):
             raise StudioError("The recipe names GPUs ({gpus}), and this training has none.",
@@ -47,10 +47,27 @@ def choose_devices(recipe: Recipe) -> Devices:
     gpus = wanted if isinstance(wanted, list) else known[:wanted if isinstance(wanted, int) else 1]
     missing = [gpu for gpu in gpus if gpu not in known]
     if missing or (isinstance(wanted, int) and wanted > len(known)):
-        raise StudioError("The recipe asks for more GPUs than there are: {wanted}; this machine has {count}, numbered from 0.",
+        raise StudioError("The recipe asks for GPUs that are not there: {wanted}; this machine has {count}: {numbers}.",
                           "Set device.gpus to {count} or less, or to a list of existing numbers.",
-                          wanted=wanted if isinstance(wanted, int) else ", ".join(map(str, wanted)), count=len(known))
+                          wanted=wanted if isinstance(wanted, int) else ", ".join(map(str, wanted)), count=len(known),
+                          numbers=", ".join(map(str, known)))
     return Devices(",".join(f"cuda:{gpu}" for gpu in gpus), len(gpus), gpus)
+
+
+def visible_gpus() -> list[int]:
+    """The GPUs that this process may use, as the driver numbers them; CUDA_VISIBLE_DEVICES narrows them, as a cluster sets it."""
+    there = [gpu.index for gpu in read_gpus()]
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None or not all(part.strip().isdecimal() for part in allowed.split(",")):
+        return there if allowed != "" else []
+    return [number for number in map(int, allowed.split(",")) if number in there]
+
+
+def own_gpu(gpus: list[int] | None, local: int) -> int:
+    """What CUDA calls the GPU of process `local` of this machine, when `gpus` are those of the run: it counts the visible ones only."""
+    visible = visible_gpus()
+    wanted = gpus[local] if gpus and local < len(gpus) else None
+    return visible.index(wanted) if wanted in visible else local
 
 
 def join_training(workspace: Workspace, recipe: Recipe, nodes: int, rank: int, address: str) -> int:

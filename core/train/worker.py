@@ -23,6 +23,7 @@ from core.models.load import choose_device
 from core.recipe.plan import Plan, plan_updates
 from core.runs import Run
 from core.train.batches import Fit
+from core.train.devices import own_gpu
 from core.train.fit import Accumulator, first_fit
 from core.train.launch import needs_ranks, train_in_processes
 from core.train.model import make_step, prepare_model
@@ -63,7 +64,9 @@ class Training:
         self.plan: Plan = plan_updates(self.recipe, sum(len(source.rows) for source in self.sources))
         self._correct_spec()
         kind = choose_device(self.recipe.device.kind)
-        self.device = f"cuda:{ranks.local}" if kind == "cuda" else kind
+        self.device = f"cuda:{own_gpu(run.spec().get('gpus'), ranks.local)}" if kind == "cuda" else kind
+        if kind == "cuda":
+            torch.cuda.set_device(self.device)
         torch.manual_seed(self.recipe.schedule.seed)
         self.model = prepare_model(self.recipe, self.base, self.device)
         self.step, is_packed = make_step(self.recipe, self.model, self.sources[0].rows[0].ids, self.device, ranks)

@@ -16,7 +16,7 @@ from core.errors import StudioError
 from core.machine import Gpu
 from core.train.batches import share_rows
 from core.train.create import create_run
-from core.train.devices import choose_devices
+from core.train.devices import choose_devices, own_gpu
 from core.workspace import CHECKOUT, write_json
 from tests.core.conftest import save_tiny_dataset, tiny_recipe
 
@@ -110,6 +110,7 @@ def test_half_precision_weights_keep_exact_ones_behind_them(tiny_model, tmp_path
 
 
 def test_devices_are_those_that_the_recipe_names(tiny_model, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     gpus = [Gpu(index=number, name="H100", total_bytes=1, free_bytes=1) for number in range(4)]
     monkeypatch.setattr("core.train.devices.read_gpus", lambda: gpus)
     names = {"auto": "cuda:0", 3: "cuda:0,cuda:1,cuda:2", (1, 3): "cuda:1,cuda:3"}
@@ -117,8 +118,15 @@ def test_devices_are_those_that_the_recipe_names(tiny_model, monkeypatch):
         recipe = tiny_recipe(tiny_model, device__kind="auto", device__gpus=list(given) if isinstance(given, tuple) else given)
         assert choose_devices(recipe).name == name and choose_devices(recipe).processes == name.count("cuda")
     for too_many in (5, [0, 4]):
-        with pytest.raises(StudioError, match="asks for more GPUs than there are.*has 4"):
+        with pytest.raises(StudioError, match="asks for GPUs that are not there.*has 4: 0, 1, 2, 3"):
             choose_devices(tiny_recipe(tiny_model, device__kind="auto", device__gpus=too_many))
+    assert [own_gpu([1, 3], local) for local in (0, 1)] == [1, 3] and own_gpu(None, 2) == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")  # as a cluster does, and the launcher for its ranks
+    assert choose_devices(tiny_recipe(tiny_model, device__kind="auto")).gpus == [3]
+    assert choose_devices(tiny_recipe(tiny_model, device__kind="auto", device__gpus=2)).name == "cuda:3,cuda:1"
+    assert [own_gpu([3, 1], local) for local in (0, 1)] == [0, 1] and own_gpu([1], 0) == 1
+    with pytest.raises(StudioError, match="has 2: 3, 1"):
+        choose_devices(tiny_recipe(tiny_model, device__kind="auto", device__gpus=[0]))
     monkeypatch.setattr("core.train.devices.read_gpus", lambda: [])
     assert choose_devices(tiny_recipe(tiny_model, device__gpus=3)).to_spec() == {"device": "cpu", "processes": 3, "gpus": None}
     with pytest.raises(StudioError, match=r"names GPUs \(0, 2\)"):
