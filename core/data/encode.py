@@ -165,7 +165,7 @@ class Encoder:
                 return len(prompt)
         other = self.render([*messages[:turn], {"role": "assistant", "content": _MARK}, *messages[turn + 1:]], tools=tools)
         start = len(commonprefix([text, other]))
-        if start == len(text) or not other.startswith(_MARK, start):
+        if start == len(text) or not other[start:].lstrip(" ").startswith(_MARK):
             raise StudioError(
                 "The chat template writes turn {turn} differently once the conversation goes on.",
                 "Train on the last turn only (`data.train_on: last`), or use one question and answer per row.", turn=turn + 1)

@@ -381,16 +381,6 @@ def test_marks_of_what_is_not_trained_survive() -> None:
     assert found.rows[2]["messages"][1]["cut"] is True
 
 
-def test_exports_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
-    row = read([{"instruction": "a", "output": "b", "history": [["c", "d"]]}]).rows
-    for name in ("x.csv", "x.parquet", "none/x.json"):
-        with pytest.raises(StudioError):
-            export_rows(row, tmp_path / name)
-    export_rows(row, tmp_path / "x.json")
-    with pytest.raises(StudioError, match="exists"):
-        export_rows(row, tmp_path / "x.json")
-
-
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
                         st.sampled_from(["messages", "role", "content", "question", "answer", "conversation", "input", "output", "x"]),
