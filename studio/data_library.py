@@ -7,8 +7,10 @@ from pathlib import Path
 import streamlit as st
 
 from core.data.encode import Encoder
+from core.data.findings import Finding
+from core.data.fixes import fix_rows
 from core.data.library import Dataset, delete_dataset, update_rows
-from core.data.lint import LENGTH_LIMIT, Finding, fix_rows, lint_dataset
+from core.data.lint import LENGTH_LIMIT, lint_dataset
 from core.data.measure import encoder_of, measure_dataset
 from core.data.store import start_reminders
 from core.data.table import ROWS_PER_PAGE, edit_rows, find_rows, page_count, table_page

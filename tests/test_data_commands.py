@@ -61,23 +61,13 @@ def test_import_says_what_became_of_every_record(home: Workspace, tmp_path: Path
     assert "cannot be read" in sweetspot("data", "import", str(tmp_path / "none.json"), "none")[2]
 
 
-def test_import_by_name_by_column_and_of_a_folder(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:
+def test_import_by_name_and_by_column(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:
     path = tmp_path / "q.csv"
     path.write_text("frage,antwort\nWho?,Me.\n", encoding="utf-8")
     code, _, err = sweetspot("data", "import", str(path), "q")
     assert code != 0 and "No column of q.csv" in err
     assert sweetspot("data", "import", str(path), "q", "--column", "question=frage", "--column", "answer=antwort")[0] == 0
     assert "no layout called" in sweetspot("data", "import", str(path), "x", "--layout", "nonsense")[2]
-    folder = tmp_path / "set"
-    folder.mkdir()
-    (folder / "train.jsonl").write_text('{"question": "Who?", "answer": "Me."}\n{"question": "And?", "answer": ""}\n', encoding="utf-8")
-    (folder / "test.jsonl").write_text('{"question": "Held out?", "answer": "Yes."}\n', encoding="utf-8")
-    code, out, err = sweetspot("data", "import", str(folder), "whole")
-    assert code == 0 and "1 rows from 2 records (hub" in out and "1 left out" in out, err
-    assert sweetspot("data", "import", str(folder), "held", "--split", "test")[0] == 0
-    assert load_dataset(home, "held").rows()[0]["messages"][0]["content"] == "Held out?"
-    code, _, err = sweetspot("data", "import", str(folder), "none", "--split", "nope")
-    assert code == 1 and "no split nope" in err and "train, test" in err
 
 
 def test_a_set_of_the_hub_without_a_network_is_said_in_a_sentence(home: Workspace, sweetspot: Callable[..., Any]) -> None:

@@ -18,6 +18,8 @@ _ROW = "row {number}"
 
 def is_hub_source(source: str) -> bool:
     """Whether a source names a set of the hub (`owner/name`) or a folder, rather than a file."""
+    if not source:
+        return False
     try:
         path = Path(source).expanduser()
         if path.exists():

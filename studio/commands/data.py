@@ -11,10 +11,12 @@ from rich.text import Text as RichText
 
 from core.data.encode import Encoder
 from core.data.export import export_rows
+from core.data.findings import Finding
+from core.data.fixes import fix_rows
 from core.data.import_job import copy_new, first_records, rejected_records, start_import
 from core.data.importing import Reading
 from core.data.library import list_datasets, load_dataset, update_rows
-from core.data.lint import LENGTH_LIMIT, Finding, fix_rows, lint
+from core.data.lint import LENGTH_LIMIT, Plan, lint
 from core.data.mix import Part, mix_datasets, token_shares
 from core.data.persona import Persona, replay_prompts
 from core.data.store import save_persona, start_replay
@@ -193,6 +195,8 @@ def rejected(name: str, to: Annotated[str | None, typer.Option(help="Copy them t
 @app.command("lint")
 def lint_rows(name: str, model: Annotated[str, typer.Option(help="Whose template and tokenizer.")] = "embedded",
               max_length: Annotated[int, typer.Option(help="Tokens at which a training cuts a row.")] = LENGTH_LIMIT,
+              updates: Annotated[int, typer.Option(help="Updates of the training that is planned.")] = Plan.updates,
+              batch: Annotated[int, typer.Option(help="Rows of one update.")] = Plan.effective_batch,
               fix: Annotated[list[str], typer.Option(help="Mend this finding, as in duplicates; may be repeated.")] = [],  # noqa: B006
               fill: Annotated[list[str], typer.Option(help="What stands for a placeholder, as in {{name}}=Alex; may be repeated.")] = [],  # noqa: B006
               json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
@@ -206,7 +210,7 @@ def lint_rows(name: str, model: Annotated[str, typer.Option(help="Whose template
     rows, card = dataset.rows(), dataset.card
 
     def look() -> list[Finding]:
-        return lint(rows, encoder, max_length, card.key_phrases, card.probes)
+        return lint(rows, encoder, max_length, card.key_phrases, card.probes, Plan(updates, batch))
 
     findings, mended = look(), []
     for code in dict.fromkeys(fix):
