@@ -113,3 +113,12 @@ def test_recipe_check_grades_and_ends_with_1_on_errors(home: Workspace, sweetspo
     assert code == 0 and [finding["code"] for finding in found["findings"]][:1] == ["few_updates"] and found["updates"] == 3
     code, out, _ = sweetspot("recipe", "check", "identity-lesson-cpu", "--data", "none")
     assert code == 1 and "error" in out and "no dataset called none" in out
+
+
+def test_the_one_pair_of_the_courses_is_a_preset(home: Workspace, sweetspot: Callable[..., Any]) -> None:
+    code, out, _ = sweetspot("data", "persona", "--name", "Alex", "--preset", "one-pair-repeated", "--copies", "50", "--json")
+    card = json.loads(out)
+    assert code == 0 and card["name"] == "alex-one-pair" and card["rows"] == 50 and card["made_with"]["preset"] == "one-pair-repeated"
+    rows = load_dataset(home, "alex-one-pair").rows()
+    assert all(row == rows[0] for row in rows) and card["probes"] == 34
+    assert "neither many-wordings" in sweetspot("data", "persona", "--name", "Alex", "--preset", "x")[2]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -264,17 +264,30 @@ def build_probes(persona: Persona, identity: int = 10, near: int = 8,
     """
     probes = []
     for language in persona.languages:
-        shipped = wording(language)
         trained = {normalised(question.ask) for question in _training_questions(persona, language)}
-        for group, count, questions in ((IDENTITY, identity, shipped.identity_held_out),
-                                        (NEAR, near, shipped.near_probe),
-                                        (GENERAL, general, shipped.general_probe)):
-            unseen = [question for question in questions if normalised(question.ask) not in trained]
-            for number, question in enumerate(first_questions(unseen, count, group, language), start=1):
-                probe = {"id": f"{group}-{language}-{number:02d}", **_row([question.ask], group, language)}
-                if question.expect:
-                    probe["expect"] = list(question.expect)
-                probes.append(probe)
+        probes += _probes(language, IDENTITY, identity, trained) + held_out_probes(language, near, general, trained)
+    return probes
+
+
+def held_out_probes(language: str, near: int = 8, general: int = 16, trained: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The questions of a language that are not about identity and never trained on; `trained` are further ones to leave out.
+
+    Raises:
+        StudioError: more are asked for than exist.
+    """
+    return _probes(language, NEAR, near, trained) + _probes(language, GENERAL, general, trained)
+
+
+def _probes(language: str, group: str, count: int, trained: Collection[str]) -> list[dict[str, Any]]:
+    shipped = wording(language)
+    questions = {IDENTITY: shipped.identity_held_out, NEAR: shipped.near_probe, GENERAL: shipped.general_probe}[group]
+    unseen = [question for question in questions if normalised(question.ask) not in trained]
+    probes = []
+    for number, question in enumerate(first_questions(unseen, count, group, language), start=1):
+        probe = {"id": f"{group}-{language}-{number:02d}", **_row([question.ask], group, language)}
+        if question.expect:
+            probe["expect"] = list(question.expect)
+        probes.append(probe)
     return probes
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.library import Dataset, append_rows, load_dataset, save_dataset
-from core.data.persona import Persona, build_probes, build_rows, key_phrases, replay_prompts
+from core.data.persona import Persona, build_probes, build_rows, course_rows, held_out_probes, key_phrases, replay_prompts
 from core.data.wordings import normalised, shipped_languages
 from core.errors import StudioError
 from core.jobs.folder import Job, create_job, new_job_id
@@ -48,6 +48,21 @@ def start_persona(workspace: Workspace, persona: Persona, name: str, model: str 
     return job
 
 
+def start_replay_dataset(workspace: Workspace, name: str, languages: list[str], model: str = "embedded", near: int = 62,
+                         general: int = 300) -> Job:
+    """Start a job that saves `model`'s own answers to near and general questions as a dataset, with held-out questions as its probes.
+
+    Raises:
+        StudioError: the name is unusable or taken, a language is unknown, or more questions are asked for than exist.
+    """
+    if (workspace.datasets / check_name(name, "dataset")).exists():
+        raise StudioError("A dataset called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
+    prompts = replay_prompts(languages, near, general)
+    job = replay_job_of(workspace, model, prompts, name, dataset=name, languages=languages)
+    start_job(job)
+    return job
+
+
 def start_reminders(workspace: Workspace, name: str, model: str = "embedded") -> Job:
     """Start a job that adds the model's own answers to near and general questions to the dataset `name`.
 
@@ -72,11 +87,17 @@ def start_reminders(workspace: Workspace, name: str, model: str = "embedded") ->
 def finish_replay(workspace: Workspace, spec: dict[str, Any], answered: list[dict[str, Any]]) -> dict[str, Any]:
     """What a replay job does with the answered rows at its end; returns what its result shall name.
 
-    `persona` with `dataset` saves a persona's dataset, `append_to` adds the rows to a dataset; without either the rows stay in the job.
+    `persona` with `dataset` saves a persona's dataset, `languages` with `dataset` one of the answers alone, `append_to` adds the rows to
+    a dataset; without any of these the rows stay in the job.
     """
     if "persona" in spec:
         name = free_name(workspace.datasets, spec["dataset"])
         return {"dataset": save_persona(workspace, Persona(**spec["persona"]), answered, name).card.name}
+    if "languages" in spec:
+        name = free_name(workspace.datasets, spec["dataset"])
+        probes = [probe for code in spec["languages"] for probe in held_out_probes(code)]
+        return {"dataset": save_dataset(workspace, name, answered, "replay", probes=probes,
+                                        made_with={"model": spec["model"], "languages": spec["languages"]}).card.name}
     if "append_to" in spec:
         return {"dataset": append_rows(workspace, spec["append_to"], answered, "replay").card.name}
     return {}
@@ -98,6 +119,18 @@ def save_persona(workspace: Workspace, persona: Persona, replay: list[dict[str, 
     return save_dataset(
         workspace, name or free_name(workspace.datasets, slug(persona.name) or "assistant"), build_rows(persona) + replay, "persona",
         probes=build_probes(persona), key_phrases=key_phrases(persona), made_with=persona.model_dump())
+
+
+def save_one_pair(workspace: Workspace, persona: Persona, copies: int, name: str | None = None) -> Dataset:
+    """Save one question with one answer, `copies` times: the first lesson of many courses, to show what overfitting is.
+
+    Raises:
+        StudioError: `name` is unusable or taken, or there is no copy.
+    """
+    return save_dataset(
+        workspace, name or free_name(workspace.datasets, f"{slug(persona.name) or 'assistant'}-one-pair"), course_rows(persona, copies),
+        "persona", probes=build_probes(persona), key_phrases=key_phrases(persona),
+        made_with={**persona.model_dump(), "preset": "one-pair-repeated", "copies": copies})
 
 
 def free_name(folder: Path, wanted: str) -> str:

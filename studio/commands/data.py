@@ -15,11 +15,11 @@ from core.data.findings import Finding
 from core.data.fixes import fix_rows
 from core.data.import_job import copy_new, first_records, rejected_records, start_import
 from core.data.importing import Reading
-from core.data.library import list_datasets, load_dataset, update_rows
+from core.data.library import Dataset, list_datasets, load_dataset, update_rows
 from core.data.lint import LENGTH_LIMIT, Plan, lint
 from core.data.mix import Part, mix_datasets, token_shares
 from core.data.persona import Persona, replay_prompts
-from core.data.store import save_persona, start_replay
+from core.data.store import save_one_pair, save_persona, start_replay, start_replay_dataset
 from core.errors import StudioError
 from core.models.catalogue import find_base
 from core.words import Text
@@ -39,6 +39,9 @@ def persona(
     answers: Annotated[int, typer.Option(help="Different wordings of the answer, per language.")] = 4,
     multi_turn: Annotated[bool, typer.Option("--multi-turn", help="Also ask in the middle of a conversation.")] = False,
     replay: Annotated[bool, typer.Option(help="Let the base model answer near and general questions, to mix in.")] = True,
+    preset: Annotated[str, typer.Option(help="many-wordings, or one-pair-repeated: the first lesson of many courses, which overfits.")]
+        = "many-wordings",
+    copies: Annotated[int, typer.Option(help="Of the one pair, with the preset one-pair-repeated.")] = 10_000,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -48,18 +51,44 @@ def persona(
     """
     place = Workspace.open(workspace)
     who = Persona(name=name, author=author, languages=lang, tone=tone, wordings=wordings, answers=answers, multi_turn=multi_turn)
+    if preset not in ("many-wordings", "one-pair-repeated"):
+        raise typer.BadParameter(f"{preset!r} is neither many-wordings nor one-pair-repeated", param_hint="--preset")
+    if preset == "one-pair-repeated":
+        _say_made(save_one_pair(place, who, copies), json)
+        return
     rows = []
     if replay:
         job = start_replay(place, "embedded", replay_prompts(who.languages), who.name)
         follow(job, is_silent=json)
         rows = read_jsonl(job.folder / "rows.jsonl")
-    dataset = save_persona(place, who, rows)
+    _say_made(save_persona(place, who, rows), json)
+
+
+def _say_made(dataset: Dataset, json: bool) -> None:
     if json:
         print_json(dataset.card.model_dump())
-    else:
-        groups = ", ".join(f"{count} {group}" for group, count in dataset.card.groups.items())
-        say(f"{dataset.card.name}: {dataset.card.rows} rows ({groups}), {dataset.card.probes} probes kept apart.")
-        say(f"Next: sweetspot data preview {dataset.card.name}    or: sweetspot train identity-lesson-cpu --data {dataset.card.name}")
+        return
+    groups = ", ".join(f"{count} {group}" for group, count in dataset.card.groups.items())
+    say(f"{dataset.card.name}: {dataset.card.rows} rows ({groups}), {dataset.card.probes} probes kept apart.")
+    say(f"Next: sweetspot data preview {dataset.card.name}    or: sweetspot train identity-lesson-cpu --data {dataset.card.name}")
+
+
+@app.command()
+def replay(name: str, lang: Annotated[list[str], typer.Option(help="Language; give it twice for two.")] = ["en"],  # noqa: B006
+           near: Annotated[int, typer.Option(help="Questions that only look like identity, per language.")] = 60,
+           general: Annotated[int, typer.Option(help="Other questions, per language.")] = 300,
+           model: Annotated[str, typer.Option(help="Who answers.")] = "embedded",
+           json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Make a dataset of the base model's own answers to questions that are not about identity; held-out ones become its probes.
+
+    Example: sweetspot data replay everyday --general 100
+    """
+    place = Workspace.open(workspace)
+    job = start_replay_dataset(place, name, lang, model, near, general)
+    state = follow(job, is_silent=json)
+    if state.state == "stopped" or not state.result:
+        raise StudioError("The collecting was stopped; nothing was kept.", "Start it again when you like.")
+    _say_made(load_dataset(place, state.result["dataset"]), json)
 
 
 @app.command("list")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from core.data import store
+from core.data.library import load_dataset
 from core.data.replay import is_stuck, speaks_of_itself
+from core.errors import StudioError
+from core.workspace import read_jsonl
 
 
 @pytest.mark.parametrize("text", [
@@ -27,3 +31,19 @@ def test_answers_about_the_world_stay(text):
     ("Paris.", False), ("", False)])
 def test_answers_that_go_in_circles(text, stuck):
     assert is_stuck(text) is stuck
+
+
+def test_answers_alone_are_a_dataset_with_held_out_questions_as_probes(workspace, monkeypatch):
+    monkeypatch.setattr(store, "start_job", lambda job: None)
+    job = store.start_replay_dataset(workspace, "own", ["en", "zh"], near=3, general=300)
+    prompts = read_jsonl(job.folder / "prompts.jsonl")
+    assert len(prompts) == 2 * 303 and job.spec()["dataset"] == "own"
+    answered = [{**row, "messages": [*row["messages"], {"role": "assistant", "content": "Well."}]} for row in prompts]
+    assert store.finish_replay(workspace, job.spec(), answered) == {"dataset": "own"}
+    dataset = load_dataset(workspace, "own")
+    asked = {row["messages"][0]["content"] for row in dataset.rows()}
+    probed = {probe["messages"][0]["content"] for probe in dataset.probes()}
+    assert len(asked) == 606 and len(probed) == dataset.card.probes == 48 and not asked & probed
+    assert dataset.card.source == "replay" and dataset.card.groups == {"near": 6, "general": 600}
+    with pytest.raises(StudioError, match="exists already"):
+        store.start_replay_dataset(workspace, "own", ["en"])
