@@ -65,11 +65,15 @@ class Measure:
 def measure_rows(rows: Sequence[dict[str, Any]], encoder: Encoder, train_on: TrainOn = "all", most: int = SAMPLE_ROWS) -> Measure:
     """Count the tokens of at most `most` rows, evenly spaced."""
     step = max(1, -(-len(rows) // most))
-    measure = Measure(len(rows))
-    for place in range(0, len(rows), step):
+    return _measured([(place, rows[place]) for place in range(0, len(rows), step)], len(rows), encoder, train_on)
+
+
+def _measured(placed: Sequence[tuple[int, dict[str, Any]]], total: int, encoder: Encoder, train_on: TrainOn) -> Measure:
+    measure = Measure(total)
+    for place, row in placed:
         measure.places.append(place)
         try:
-            encoded = encoder.encode_row(rows[place], train_on)
+            encoded = encoder.encode_row(row, train_on)
         except StudioError as error:
             measure.refused[place] = error.problem
             measure.tokens.append(0)
@@ -96,8 +100,10 @@ def encoder_of(folder: Path, system: str | None = None) -> Encoder:
 
 @lru_cache(maxsize=32)
 def _measure_kept(folder: Path, sha256: str, groups: tuple[str, ...] | None, encoder: Encoder, train_on: TrainOn) -> Measure:
-    rows = Dataset.open(folder).rows(list(groups) if groups else None)
-    return measure_rows(rows, encoder, train_on)
+    dataset = Dataset.open(folder)
+    if groups is None and dataset.card.rows:
+        return _measured(dataset.spread_rows(SAMPLE_ROWS), dataset.card.rows, encoder, train_on)
+    return measure_rows(dataset.rows(list(groups) if groups else None), encoder, train_on)
 
 
 def measure_dataset(dataset: Dataset, encoder: Encoder, groups: list[str] | None = None, train_on: TrainOn = "all") -> Measure:

@@ -1,7 +1,7 @@
 """Mixing datasets: what share of the tokens each source gets, and a mixed dataset that remembers where it came from.
 
-Weights are shares of rows, as in a recipe's `data.sources`. A source of long answers takes a far larger share of the trained tokens
-than of the rows, and the tokens are what the loss is made of.
+Weights are shares of rows, as in a recipe's `data.sources`, or of trained tokens. A source of long answers takes a far larger share of
+the trained tokens than of the rows, and the tokens are what the loss is made of.
 """
 
 from __future__ import annotations
@@ -59,6 +59,26 @@ def token_shares(workspace: Workspace, parts: Sequence[Part], encoder: Encoder) 
                   tokens[index] / max(sum(tokens), 1e-9), trained[index] / max(sum(trained), 1e-9)) for index, part in enumerate(parts)]
 
 
+def weighed_by_tokens(workspace: Workspace, parts: Sequence[Part], encoder: Encoder) -> list[Part]:
+    """The same parts with weights that are shares of rows, where the given ones are shares of trained tokens.
+
+    A source whose rows have twice the trained tokens needs half the rows for the same share.
+
+    Raises:
+        StudioError: see `token_shares`; or a source has nothing that is trained.
+    """
+    weights = [weight / sum(_checked(parts)) for weight in _checked(parts)]
+    found = []
+    for part, weight in zip(parts, weights, strict=True):
+        measure = measure_dataset(load_dataset(workspace, part.dataset), encoder, list(part.groups) if part.groups else None)
+        if not measure.mean_trained:
+            raise StudioError("No token of {name} is trained, so it cannot be mixed by tokens.", "Mix by rows, or leave it out.",
+                              name=part.dataset)
+        found.append(Part(part.dataset, weight / measure.mean_trained, part.groups))
+    total = sum(part.weight for part in found)
+    return [Part(part.dataset, part.weight / total, part.groups) for part in found]
+
+
 def most_rows(sizes: Sequence[int], weights: Sequence[float]) -> int:
     """Rows of the largest mixture in which no row occurs twice."""
     total = sum(weights)
@@ -75,7 +95,8 @@ def split_rows(total: int, weights: Sequence[float]) -> list[int]:
     return counts
 
 
-def mix_datasets(workspace: Workspace, name: str, parts: Sequence[Part], rows: int | None = None, seed: int = 0) -> Dataset:
+def mix_datasets(workspace: Workspace, name: str, parts: Sequence[Part], rows: int | None = None, seed: int = 0,
+                 encoder: Encoder | None = None) -> Dataset:
     """Make a dataset out of several; the same arguments and datasets give the same rows.
 
     Args:
@@ -84,11 +105,12 @@ def mix_datasets(workspace: Workspace, name: str, parts: Sequence[Part], rows: i
         parts: the sources; weights are shares of its rows.
         rows: how many it shall have; None takes as many as it can without using a row twice. More repeats the smaller sources.
         seed: of the choice and the order.
+        encoder: with it the weights are shares of the trained tokens that it counts, else of the rows.
 
     Raises:
         StudioError: see `token_shares`; or the name is taken, or the number of rows is out of bounds.
     """
-    weights = _checked(parts)
+    weights = _checked(parts if encoder is None else weighed_by_tokens(workspace, parts, encoder))
     datasets = [load_dataset(workspace, part.dataset) for part in parts]
     pools = [dataset.rows(list(part.groups) if part.groups else None) for dataset, part in zip(datasets, parts, strict=True)]
     total = most_rows([len(pool) for pool in pools], weights) if rows is None else rows
@@ -104,7 +126,7 @@ def mix_datasets(workspace: Workspace, name: str, parts: Sequence[Part], rows: i
     for dataset in reversed(datasets):
         phrases |= dataset.card.key_phrases
     return save_dataset(workspace, name, mixed, "mix", probes=_all_probes(datasets), key_phrases=phrases,
-                        made_with={"sources": sources, "seed": seed})
+                        made_with={"sources": sources, "seed": seed, "by": "rows" if encoder is None else "tokens"})
 
 
 def _checked(parts: Sequence[Part]) -> list[float]:

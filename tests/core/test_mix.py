@@ -52,7 +52,7 @@ def test_a_mixture_remembers_its_sources(workspace: Workspace) -> None:
     mixed = mix_datasets(workspace, "both", [Part("one", 1), Part("two", 3)], seed=4)
     assert mixed.card.rows == 40 and mixed.card.groups == {"identity": 10, "general": 30}
     assert len(set(names(mixed))) == 40, "no row twice"
-    assert mixed.card.made_with == {"seed": 4, "sources": [
+    assert mixed.card.made_with == {"seed": 4, "by": "rows", "sources": [
         {"dataset": "one", "groups": None, "weight": 1, "rows": 10, "sha256": one.card.sha256},
         {"dataset": "two", "groups": None, "weight": 3, "rows": 30, "sha256": two.card.sha256}]}
     assert [probe["id"] for probe in mixed.probes()] == ["identity-en-01", "near-en-01"] and mixed.card.key_phrases == {"en": "Alex"}
@@ -66,6 +66,19 @@ def test_more_rows_than_there_are_repeat_evenly(workspace: Workspace) -> None:
     mixed = mix_datasets(workspace, "more", [Part("one", 1)], rows=10)
     times = sorted(names(mixed).count(name) for name in set(names(mixed)))
     assert times == [2, 2, 3, 3]
+
+
+def test_weights_may_be_shares_of_tokens(workspace: Workspace, tiny_model: Path) -> None:
+    make(workspace, "short", 400)
+    make(workspace, "long", 300, "A much longer answer with a great many words in it, one after the other.")
+    encoder, parts = Encoder.from_folder(tiny_model), [Part("short", 3), Part("long", 1)]
+    mixed = mix_datasets(workspace, "even", parts, encoder=encoder)
+    trained = {True: 0, False: 0}
+    for row in mixed.rows():
+        trained[row["messages"][0]["content"].startswith("short")] += sum(encoder.encode_row(row).trained)
+    assert trained[True] / sum(trained.values()) == pytest.approx(0.75, abs=0.01)
+    assert mixed.card.made_with["by"] == "tokens" and [source["weight"] for source in mixed.card.made_with["sources"]] == [3, 1]
+    assert len(set(names(mixed))) == mixed.card.rows, "no row twice"
 
 
 def test_groups_and_refusals(workspace: Workspace) -> None:
