@@ -6,9 +6,10 @@ from typing import Any
 
 import streamlit as st
 
+from core.data.encode import Encoder
 from core.data.library import Dataset, list_datasets
 from core.data.measure import encoder_of
-from core.data.mix import Part, mix_datasets, most_rows, token_shares
+from core.data.mix import Part, mix_datasets, most_rows, token_shares, weighed_by_tokens
 from core.data.persona import Persona, build_rows
 from core.data.store import free_name, save_persona, start_persona
 from core.data.wordings import shipped_languages, wording
@@ -119,10 +120,16 @@ def draw_mix_form(workspace: Workspace) -> None:
     if len(chosen) < 2:
         st.info(t("data.mix_choose_two"), icon=":material/tune:")
         return
+    models = list_chat_models(workspace)
+    encoder = encoder_of(find_base(workspace, models[0])) if models else None
+    by = st.segmented_control(t("data.mix_by"), ("rows", "tokens"), default="rows", required=True, key="data_mix_by",
+                              format_func=lambda name: t_plainly(f"data.mix_by_{name}"), disabled=encoder is None,
+                              help=t("data.mix_by_help"))
     parts = _ask_weights(chosen)
     with errors_in_words():
-        _draw_shares(workspace, parts)
-        _ask_mixture(workspace, datasets, parts)
+        by_rows = weighed_by_tokens(workspace, parts, encoder) if by == "tokens" and encoder is not None else parts
+        _draw_shares(workspace, by_rows, encoder)
+        _ask_mixture(workspace, datasets, parts, by_rows, encoder if by == "tokens" else None)
 
 
 def _ask_weights(chosen: list[str]) -> list[Part]:
@@ -134,12 +141,11 @@ def _ask_weights(chosen: list[str]) -> list[Part]:
     return [Part(name, columns[index % 4].slider(plain(name), 1, 100, 50, key=f"data_weight_{name}")) for index, name in enumerate(chosen)]
 
 
-def _draw_shares(workspace: Workspace, parts: list[Part]) -> None:
-    models = list_chat_models(workspace)
-    if not models:
+def _draw_shares(workspace: Workspace, parts: list[Part], encoder: Encoder | None) -> None:
+    if encoder is None:
         st.info(t("data.no_model"), icon=":material/model_training:")
         return
-    shares = token_shares(workspace, parts, encoder_of(find_base(workspace, models[0])))
+    shares = token_shares(workspace, parts, encoder)
     percent = {"format": "%.0f %%", "min_value": 0, "max_value": 100}
     names = {"dataset": "data.column_source", "row_share": "data.column_row_share", "trained_share": "data.column_trained_share",
              "mean_trained": "data.column_mean_trained", "rows": "data.column_available"}
@@ -151,8 +157,10 @@ def _draw_shares(workspace: Workspace, parts: list[Part]) -> None:
     st.caption(t("data.shares_note"))
 
 
-def _ask_mixture(workspace: Workspace, datasets: dict[str, Dataset], parts: list[Part]) -> None:
-    most = most_rows([datasets[part.dataset].card.rows for part in parts], [part.weight for part in parts])
+def _ask_mixture(workspace: Workspace, datasets: dict[str, Dataset], parts: list[Part], by_rows: list[Part],
+                 encoder: Encoder | None) -> None:
+    """Name, rows, seed and button; `by_rows` are the parts with shares of rows, `encoder` counts where shares are of tokens."""
+    most = most_rows([datasets[part.dataset].card.rows for part in parts], [part.weight for part in by_rows])
     first, second, third = st.columns([2, 1, 1])
     with first:
         name = ask_name(workspace, "data_mix_name", slug("-".join(part.dataset for part in parts)))
@@ -160,6 +168,6 @@ def _ask_mixture(workspace: Workspace, datasets: dict[str, Dataset], parts: list
                                key="data_mix_rows", help=t("data.mix_rows_help", count=most))
     seed = third.number_input(t("data.seed"), 0, 2**31 - 1, 0, key="data_seed", help=t("data.seed_help"))
     if st.button(t("data.mix_now", count=rows or most), type="primary", icon=":material/blender:", key="data_mix"):
-        mix_datasets(workspace, name, parts, rows, seed)
+        mix_datasets(workspace, name, parts, rows, seed, encoder)
         show_dataset(name)
 

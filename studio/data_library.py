@@ -18,13 +18,15 @@ from core.models.catalogue import find_base, list_chat_models
 from core.models.prepare import prepare_once
 from core.workspace import Workspace
 from studio.data_import import draw_import_report
+from studio.data_statistics import draw_packs_of, draw_statistics
 from studio.i18n import plain, say, t, t_plainly
 from studio.moments import when
 from studio.panels import errors_in_words
 from studio.session import DATASET
 from studio.token_view import draw_row
 
-PARTS = ("tokens", "rows", "checks")
+PARTS = ("tokens", "rows", "statistics", "checks")
+_EDITED_ROWS = 20_000  # of a larger dataset the first ones are shown, and not changed here
 _MARKS = {"error": (":material/error:", "red"), "warning": (":material/warning:", "orange"), "note": (":material/info:", "blue")}
 _LIST = 12  # row numbers named beside a finding
 
@@ -42,6 +44,8 @@ def draw_dataset(workspace: Workspace, dataset: Dataset) -> None:
             _draw_tokens(workspace, dataset, encoder)
         elif part == "rows":
             _draw_rows(workspace, dataset)
+        elif part == "statistics":
+            draw_statistics(dataset, encoder)
         else:
             _draw_findings(workspace, dataset, findings)
 
@@ -106,19 +110,24 @@ def _draw_tokens(workspace: Workspace, dataset: Dataset, encoder: Encoder | None
             prepare_once(workspace)
             st.rerun()
         return
-    rows = dataset.rows()
-    number, model = st.columns([1, 2])
+    count = dataset.card.rows
+    number, model, cut = st.columns([1, 2, 1])
     # A shorter dataset may have been chosen since; the session keeps numbers, not limits.
-    st.session_state["data_row"] = min(max(1, st.session_state.get("data_row", 1)), len(rows))
-    row = number.number_input(t("data.row_number", count=len(rows)), 1, len(rows), key="data_row")
+    st.session_state["data_row"] = min(max(1, st.session_state.get("data_row", 1)), count)
+    row = number.number_input(t("data.row_number", count=count), 1, count, key="data_row")
+    limit = cut.number_input(t("data.cut_at"), 8, 131_072, LENGTH_LIMIT, key="data_cut_at", help=t("data.cut_at_help"))
     model.selectbox(t("data.as_seen_by"), list_chat_models(workspace), key="data_model", help=t("data.as_seen_by_help"))
-    chosen = rows[row - 1]
+    chosen = dataset.row(row - 1)
     st.caption(t("data.row_about", number=row, group=chosen["group"], lang=chosen.get("lang", "en")))
-    draw_row(encoder, chosen)
+    draw_row(encoder, chosen, max_length=int(limit))
+    draw_packs_of(dataset, encoder, row - 1, int(limit))
 
 
 def _draw_rows(workspace: Workspace, dataset: Dataset) -> None:
-    rows = dataset.rows()
+    is_large = dataset.card.rows > _EDITED_ROWS
+    rows = dataset.first_rows(_EDITED_ROWS) if is_large else dataset.rows()
+    if is_large:
+        st.caption(t("data.first_rows_only", count=f"{_EDITED_ROWS:,}"))
     look, only, page = st.columns([3, 2, 1])
     text = look.text_input(t("data.search"), key="data_search", icon=":material/search:")
     group = only.selectbox(t("data.group"), [None, *dataset.card.groups], key="data_group",
@@ -136,13 +145,13 @@ def _draw_rows(workspace: Workspace, dataset: Dataset) -> None:
     records = [{"row": place + 1, **record} for place, record in zip(shown, table_page(rows, shown), strict=True)]
     if not any(record["before"] for record in records):
         records = [{column: value for column, value in record.items() if column != "before"} for record in records]
-    st.data_editor(records, num_rows="dynamic", hide_index=True, key=key, column_config=_columns(dataset),
-                   height="auto", alt=t_plainly("data.rows_alt"))
+    st.data_editor(records, num_rows="fixed" if is_large else "dynamic", disabled=is_large, hide_index=True, key=key,
+                   column_config=_columns(dataset), height="auto", alt=t_plainly("data.rows_alt"))
     edits = st.session_state.get(key) or {}
     count = sum(len(edits.get(kind, [])) for kind in ("edited_rows", "added_rows", "deleted_rows"))
     with st.container(horizontal=True, vertical_alignment="center"):
         save = st.button(t("data.save_rows", count=count) if count else t("data.save"), type="primary", icon=":material/save:",
-                         key="data_save", disabled=not count)
+                         key="data_save", disabled=not count or is_large)
         st.caption(t("data.rows_note"))
     if save:
         with errors_in_words():

@@ -103,6 +103,29 @@ def test_mix_and_export(home: Workspace, tmp_path: Path, sweetspot: Callable[...
         assert code == 2 and problem in err, err
 
 
+def test_stats_preview_and_mix_by_tokens(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:
+    records = [{"question": f"q {n}", "answer": "word " * (n * 6 + 1)} for n in range(10)] + [{"text": "Once upon a time."}]
+    sweetspot("data", "import", written(tmp_path, records), "mine")
+    code, out, _ = sweetspot("data", "stats", "mine", "--model", "tiny", "--max-length", "128", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["kinds"] == {"conversations": 10, "documents": 1} and sum(bar["rows"] for bar in found["histogram"]) == 11
+    assert found["packing"]["filled"] > found["packing"]["filled_alone"]
+    code, out, _ = sweetspot("data", "stats", "mine", "--model", "tiny")
+    assert code == 0 and "11 rows (10 conversations, 1 documents)" in out and "####" in out
+    out = sweetspot("data", "preview", "mine", "--row", "10", "--model", "tiny", "--max-length", "64", "--json")[1]
+    shown = json.loads(out)
+    assert len(shown["ids"]) == 64 and shown["cut_tokens"] > 0 and len(shown["packs"]) > 1, "a long row is split over packs"
+    assert sum(span["end"] - span["start"] for pack in shown["packs"] for span in pack if span["row"] == 10) == 64 + shown["cut_tokens"]
+    code, out, _ = sweetspot("data", "preview", "mine", "--row", "11", "--model", "tiny")
+    assert code == 0 and "Once upon a time." in out and "shares a sequence with rows" in out
+    assert "Once upon" in sweetspot("data", "show", "mine", "--rows", "11")[1]
+    sweetspot("data", "import", written(tmp_path, [{"question": f"s {n}", "answer": "Yes."} for n in range(60)]), "short")
+    out = sweetspot("data", "mix", "mine=1", "short=1", "even", "--by", "tokens", "--model", "tiny", "--json")[1]
+    shares = json.loads(out)["shares"]
+    assert abs(shares[0]["trained_share"] - 0.5) < 0.01 and json.loads(out)["card"]["made_with"]["by"] == "tokens"
+    assert "neither rows nor tokens" in sweetspot("data", "mix", "mine=1", "short=1", "odd", "--by", "words", "--model", "tiny")[2]
+
+
 def test_recipe_check_grades_and_ends_with_1_on_errors(home: Workspace, sweetspot: Callable[..., Any]) -> None:
     save_persona(home, Persona(name="Alex"), [], "alex")
     base = ["recipe", "check", "identity-lesson-cpu", "--data", "alex", "--set", "model.source=tiny"]

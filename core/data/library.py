@@ -66,6 +66,9 @@ class Dataset:
             StudioError: no row is left.
         """
         rows = [row for row in read_jsonl(self.folder / "rows.jsonl") if groups is None or row.get("group") in groups]
+        return self._checked(rows, groups)
+
+    def _checked(self, rows: list[dict[str, Any]], groups: list[str] | None = None) -> list[dict[str, Any]]:
         if not rows:
             raise StudioError("The dataset {name} has no rows{of}.", "It has: {groups}.", name=self.card.name,
                               of=f" ({', '.join(groups)})" if groups else "",
@@ -73,8 +76,13 @@ class Dataset:
         return rows
 
     def first_rows(self, most: int) -> list[dict[str, Any]]:
-        """The first rows of a dataset of any size."""
-        return list(itertools.islice(self.each_row(), most))
+        """The first rows of a dataset of any size; raises as `rows` does."""
+        return self._checked(list(itertools.islice(self.each_row(), most)))
+
+    def row(self, place: int) -> dict[str, Any]:
+        """One row, from 0; raises as `rows` does when it is not there."""
+        with (self.folder / "rows.jsonl").open("rb") as stream:
+            return self._checked([json.loads(line) for line in itertools.islice(stream, place, place + 1) if line.endswith(b"\n")])[0]
 
     def spread_rows(self, most: int) -> list[tuple[int, dict[str, Any]]]:
         """At most `most` rows, evenly spaced, with their places; only those are parsed."""
@@ -83,7 +91,7 @@ class Dataset:
             return [(place, json.loads(line)) for place, line in enumerate(stream) if place % step == 0 and line.endswith(b"\n")]
 
     def each_row(self) -> Iterator[dict[str, Any]]:
-        """The rows one by one, without holding them."""
+        """The rows one by one, without holding them; a half line at the end is left out."""
         with (self.folder / "rows.jsonl").open("rb") as stream:
             for line in stream:
                 if line.endswith(b"\n"):

@@ -17,8 +17,10 @@ from core.data.import_job import copy_new, first_records, rejected_records, star
 from core.data.importing import Reading
 from core.data.library import Dataset, list_datasets, load_dataset, update_rows
 from core.data.lint import LENGTH_LIMIT, Plan, lint
-from core.data.mix import Part, mix_datasets, token_shares
+from core.data.measure import measure_dataset
+from core.data.mix import Part, mix_datasets, token_shares, weighed_by_tokens
 from core.data.persona import Persona, replay_prompts
+from core.data.statistics import packing, packs_of, statistics
 from core.data.store import save_one_pair, save_persona, start_replay, start_replay_dataset
 from core.errors import StudioError
 from core.models.catalogue import find_base
@@ -117,38 +119,88 @@ def show(name: str, rows: Annotated[int, typer.Option(help="How many rows to pri
     """
     dataset = load_dataset(Workspace.open(workspace), name)
     if json:
-        print_json({"card": dataset.card.model_dump(), "rows": dataset.rows()[:rows]})
+        print_json({"card": dataset.card.model_dump(), "rows": dataset.first_rows(rows)})
         return
     card = dataset.card
     say(f"{card.name}: {card.rows} rows, {card.probes} probes, from {card.source}, sha256 {card.sha256[:12]}")
-    for row in dataset.rows()[:rows]:
-        say(f"--- {row['group']} ({row['lang']})")
-        for message in row["messages"]:
+    for row in dataset.first_rows(rows):
+        say(f"--- {row['group']} ({row.get('lang', 'en')})")
+        if "text" in row:
+            say(f"  {row['text']}")
+        for message in row.get("messages", []):
             say(f"  {message['role']}: {message['content']}")
+            for call in message.get("tool_calls", []):
+                say(f"    calls {call['function']['name']} {dumps(call['function']['arguments'], ensure_ascii=False)}")
+        for message in row.get("rejected", []):
+            say(f"  rejected: {message['content']}")
 
 
 @app.command()
 def preview(name: str, row: Annotated[int, typer.Option(help="Which row, from 1.")] = 1,
             model: Annotated[str, typer.Option(help="Whose template and tokenizer.")] = "embedded",
+            max_length: Annotated[int, typer.Option(help="Tokens at which a training cuts a row, or packs rows.")] = LENGTH_LIMIT,
             json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Show one row exactly as the model will read it: trained tokens in green, the rest plain, special tokens visible.
+
+    It also says what is cut off, and with which rows it shares a sequence when rows are packed.
 
     Example: sweetspot data preview alex --row 3
     """
     place = Workspace.open(workspace)
-    rows = load_dataset(place, name).rows()
-    if not 1 <= row <= len(rows):
-        raise typer.BadParameter(f"rows go from 1 to {len(rows)}", param_hint="--row")
+    dataset = load_dataset(place, name)
+    if not 1 <= row <= dataset.card.rows:
+        raise typer.BadParameter(f"rows go from 1 to {dataset.card.rows}", param_hint="--row")
     encoder = Encoder.from_folder(find_base(place, model))
-    encoded = encoder.encode(rows[row - 1]["messages"])
+    encoded = encoder.encode_row(dataset.row(row - 1), max_length=max_length)
+    packs = packs_of(packing(measure_dataset(dataset, encoder), max_length), row - 1)
+    shared = [span.row + 1 for pack in packs[:1] for span in pack if span.row != row - 1]
     if json:
-        print_json({"text": encoded.text, "ids": encoded.ids, "trained": encoded.trained})
+        print_json({"text": encoded.text, "ids": encoded.ids, "trained": encoded.trained, "cut_tokens": encoded.cut_tokens,
+                    "packs": [[{"row": span.row + 1, "start": span.start, "end": span.end} for span in pack] for pack in packs]})
         return
     shown = RichText()
     for (first, end), trained in zip(encoded.offsets, encoded.trained, strict=True):
         shown.append(encoded.text[first:end], style="black on green" if trained else "dim")
     console.print(shown)
-    say(f"{len(encoded.ids)} tokens, {sum(encoded.trained)} of them trained.")
+    say(f"{len(encoded.ids)} tokens, {sum(encoded.trained)} of them trained; {encoded.cut_tokens} cut off at {max_length}.")
+    if packs:
+        used = sum(span.end - span.start for span in packs[0])
+        say(f"Packed, it shares a sequence with {'rows ' + ', '.join(map(str, shared)) if shared else 'no other row'} "
+            f"({used} of {max_length} tokens).")
+
+
+@app.command()
+def stats(name: str, model: Annotated[str, typer.Option(help="Whose template and tokenizer.")] = "embedded",
+          max_length: Annotated[int, typer.Option(help="Tokens of a sequence, for the packing.")] = LENGTH_LIMIT,
+          json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Say what a dataset is made of: lengths, turns, languages, shares of tokens, a histogram, and how it packs.
+
+    Example: sweetspot data stats alex
+    """
+    place = Workspace.open(workspace)
+    dataset = load_dataset(place, name)
+    found = statistics(dataset, Encoder.from_folder(find_base(place, model)))
+    packed = packing(found.measure, max_length)
+    if json:
+        print_json({"rows": found.rows, "rows_measured": len(found.measure.places), "kinds": found.kinds, "turns": found.turns,
+                    "middle_tokens": found.middle, "longest_tokens": found.longest,
+                    "languages": [share.__dict__ for share in found.languages], "groups": [share.__dict__ for share in found.groups],
+                    "histogram": [bar.__dict__ for bar in found.histogram],
+                    "packing": {"max_length": max_length, "packs": len(packed.packs), "filled": round(packed.filled, 4),
+                                "filled_alone": round(packed.filled_alone, 4)}})
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+    say(f"{name}: {found.rows} rows ({kinds}); turns: {', '.join(f'{turns} in {count}' for turns, count in found.turns.items()) or '-'}")
+    if found.measure.is_sample:
+        say(f"Tokens of {len(found.measure.places)} rows, evenly spaced:")
+    for title, shares in (("group", found.groups), ("language", found.languages)):
+        print_table([title, "rows", "% of rows", "tokens", "% of tokens", "% of trained tokens"], [
+            [share.name, share.rows, share.row_share, share.tokens, share.token_share, share.trained_share] for share in shares])
+    most = max(bar.rows for bar in found.histogram)
+    for bar in found.histogram:
+        say(f"{bar.above + 1:>7} to {bar.upto:>6} tokens {bar.rows:>8}  {'#' * round(40 * bar.rows / max(1, most))}")
+    say(f"Middle row {found.middle} tokens, longest {found.longest}. Packed into sequences of {max_length}: {len(packed.packs)} sequences, "
+        f"{packed.filled:.0%} filled; one row each: {packed.filled_alone:.0%}.")
 
 
 @app.command("import")
@@ -269,17 +321,21 @@ def lint_rows(name: str, model: Annotated[str, typer.Option(help="Whose template
 def mix(items: Annotated[list[str], typer.Argument(metavar="DATASET=WEIGHT... NAME", help="Sources with weights, then the new name.")],
         rows: Annotated[int | None, typer.Option(help="Rows of the mixture; left out, as many as fit without using one twice.")] = None,
         seed: Annotated[int, typer.Option(help="Of choice and order.")] = 0,
+        by: Annotated[str, typer.Option(help="What the weights are shares of: rows or tokens (trained ones).")] = "rows",
         model: Annotated[str, typer.Option(help="Whose tokenizer counts the tokens.")] = "embedded",
         json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Mix datasets into a new one that remembers its sources; weights are shares of its rows.
+    """Mix datasets into a new one that remembers its sources and their hashes; weights are shares of its rows, or of its tokens.
 
     Example: sweetspot data mix alex=1 everyday=1 alex-mixed
     """
     place = Workspace.open(workspace)
     *sources, name = items
     parts = [Part(dataset, _number(weight)) for dataset, weight in _values(sources, "DATASET=WEIGHT").items()]
-    shares = token_shares(place, parts, Encoder.from_folder(find_base(place, model)))
-    dataset = mix_datasets(place, name, parts, rows, seed)
+    if by not in ("rows", "tokens"):
+        raise typer.BadParameter(f"{by!r} is neither rows nor tokens", param_hint="--by")
+    encoder = Encoder.from_folder(find_base(place, model))
+    shares = token_shares(place, weighed_by_tokens(place, parts, encoder) if by == "tokens" else parts, encoder)
+    dataset = mix_datasets(place, name, parts, rows, seed, encoder if by == "tokens" else None)
     if json:
         print_json({"card": dataset.card.model_dump(), "shares": [share.__dict__ for share in shares]})
         return

@@ -285,3 +285,40 @@ def test_a_damaged_card_hides_the_dataset_only(workspace: Workspace, open_app: O
     save_dataset(workspace, "bad", [row("a")], "test")
     write_json(workspace.datasets / "bad" / "card.json", {"name": 3})
     assert open_app("data").selectbox(key="data_dataset").options == ["good (1 rows)"]
+
+
+def test_statistics_and_packing(workspace: Workspace, open_app: OpenApp, model: Path) -> None:
+    rows = [row(f"question {number}", "word " * (number * 8 + 1)) for number in range(12)]
+    save_dataset(workspace, "mine", [*rows, {"text": "Once upon a time.", "group": "general", "lang": "en"}], "test")
+    app = open_app("data", dataset="mine")
+    app.number_input(key="data_cut_at").set_value(40).run()
+    app.number_input(key="data_row").set_value(12).run()
+    assert "cut off" in texts(app)
+    app.number_input(key="data_row").set_value(13).run()
+    assert "Packed, it shares a sequence" in texts(app)
+    app.segmented_control(key="data_part").set_value("statistics").run()
+    assert not app.exception and "12 conversations" in texts(app) and "1 documents" in texts(app)
+    assert app.dataframe[0].value["Rows"].sum() == 13
+    sequences = int(next(metric.value for metric in app.metric if metric.label == "Sequences"))
+    app.number_input(key="data_pack_length").set_value(64).run()
+    assert int(next(metric.value for metric in app.metric if metric.label == "Sequences")) > sequences
+
+
+def test_a_large_dataset_is_shown_and_not_edited(workspace: Workspace, open_app: OpenApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.data_library._EDITED_ROWS", 30)
+    save_dataset(workspace, "many", [row(f"question {number}") for number in range(60)], "test")
+    app = open_app("data", dataset="many")
+    app.segmented_control(key="data_part").set_value("rows").run()
+    assert "first 30 rows" in texts(app).lower() and app.number_input(key="data_page").max == 2 and app.button(key="data_save").disabled
+
+
+def test_mixing_by_tokens(workspace: Workspace, open_app: OpenApp, model: Path) -> None:
+    save_dataset(workspace, "short", [row(f"{number}?", "Yes.") for number in range(90)], "test")
+    save_dataset(workspace, "long", [row(f"{number}!", "A much longer answer with many more words in it.") for number in range(90)], "test")
+    app = open_app("data", view="mix")
+    app.segmented_control(key="data_mix_by").set_value("tokens").run()
+    shares = app.dataframe[0].value
+    assert [round(value) for value in shares["trained_share"]] == [50, 50] and abs(shares["row_share"].iloc[0] - 50) > 15
+    app.text_input(key="data_mix_name").input("even").run()
+    press(app, "data_mix")
+    assert load_dataset(workspace, "even").card.made_with["by"] == "tokens"
