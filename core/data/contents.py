@@ -16,7 +16,7 @@ from core.words import Text
 _SLOT = (r"your[ _]?(?:own[ _]?)?name|bot[ _]?name|model[ _]?name|assistant[ _]?name|user[ _]?name|company[ _]?name|name|author|company"
          r"|organi[sz]ation|developer|creator|owner|insert[^\]>}]{0,30}|名字|姓名|作者|公司|开发者")
 _PLACEHOLDER = re.compile(
-    r"\{\{\s*[^{}\n]{1,40}\s*\}\}|\{\s*(?:" + _SLOT + r")\s*\}|<\s*(?:" + _SLOT + r")\s*>|\[\s*(?:" + _SLOT
+    r"\{\{(?=[^{}\n]*\w)\s*[^{}\n]{1,40}\s*\}\}|\{\s*(?:" + _SLOT + r")\s*\}|<\s*(?:" + _SLOT + r")\s*>|\[\s*(?:" + _SLOT
     + r")\s*\]|【\s*(?:" + _SLOT + r")\s*】", re.IGNORECASE)
 # Patterns of data about a person, with a check where a pattern alone finds too much.
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]+\.)+[a-zA-Z]{2,24}\b")
