@@ -132,7 +132,7 @@ def _too_long(measure: Measure, limit: int) -> Finding | None:
     cut, lost = measure.cut_at(limit), measure.lost_at(limit)
     if not cut:
         return None
-    gone = sum(max(0, tokens - limit) for tokens in measure.tokens)
+    gone = sum(measure.tokens) - sum(measure.lengths_at(limit))
     share = percent(gone, sum(measure.tokens))
     if measure.is_sample:
         text = Text("Of {seen} rows looked at, {count} are longer than {limit} tokens and are cut at their end: {gone} tokens, {share} % "

@@ -28,6 +28,8 @@ class Measure:
         trained: how many of them are trained.
         first_trained: tokens before the first trained one.
         refused: place -> why the chat template refuses the row.
+        documents: how many of the counted rows are plain documents, which are not cut but taken in pieces.
+        in_pieces: for each counted row, whether it is one.
     """
 
     rows: int
@@ -36,6 +38,8 @@ class Measure:
     trained: list[int] = field(default_factory=list)
     first_trained: list[int] = field(default_factory=list)
     refused: dict[int, Text] = field(default_factory=dict)
+    documents: int = 0
+    in_pieces: list[bool] = field(default_factory=list)
 
     @property
     def is_sample(self) -> bool:
@@ -53,9 +57,20 @@ class Measure:
         """Mean tokens per row when each is cut at `limit`."""
         return sum(min(tokens, limit) for tokens in self.tokens) / max(1, len(self.tokens))
 
+    def mean_pieces(self, limit: int) -> float:
+        """Rows that a training makes of one: a document longer than `limit` becomes several, each beginning with the last token before."""
+        if not self.documents:
+            return 1.0
+        return sum(max(1, -(-(tokens - 1) // max(1, limit - 1))) for tokens in self.tokens) / max(1, len(self.tokens))
+
     def cut_at(self, limit: int) -> list[int]:
-        """Places of the rows that are longer than `limit` tokens."""
-        return [place for place, tokens in zip(self.places, self.tokens, strict=True) if tokens > limit]
+        """Places of the conversations that are longer than `limit` tokens."""
+        return [place for place, tokens, in_pieces in zip(self.places, self.tokens, self.in_pieces, strict=True)
+                if tokens > limit and not in_pieces]
+
+    def lengths_at(self, limit: int) -> list[int]:
+        """Tokens of each row that a training sees: conversations are cut at `limit`, documents are not."""
+        return [tokens if in_pieces else min(tokens, limit) for tokens, in_pieces in zip(self.tokens, self.in_pieces, strict=True)]
 
     def lost_at(self, limit: int) -> list[int]:
         """Places of the rows that have no trained token left when cut at `limit`."""
@@ -72,6 +87,8 @@ def _measured(placed: Sequence[tuple[int, dict[str, Any]]], total: int, encoder:
     measure = Measure(total)
     for place, row in placed:
         measure.places.append(place)
+        measure.in_pieces.append("text" in row)
+        measure.documents += "text" in row
         try:
             encoded = encoder.encode_row(row, train_on)
         except StudioError as error:
@@ -88,14 +105,14 @@ def _measured(placed: Sequence[tuple[int, dict[str, Any]]], total: int, encoder:
 
 @lru_cache(maxsize=4)
 def read_encoder(folder: Path, system: str | None, stamp: int) -> Encoder:
-    """The encoder of a model folder, kept while its tokenizer file stays the same (`stamp`: its time of change in ns)."""
+    """The encoder of a model folder, kept while its files stay the same (`stamp`: their times of change in ns)."""
     return Encoder.from_folder(folder, system)
 
 
 def encoder_of(folder: Path, system: str | None = None) -> Encoder:
     """The encoder of a model folder; reading a tokenizer takes 0.1 to 1 s, so the last few are kept."""
-    path = folder / "tokenizer.json"
-    return read_encoder(folder, system, path.stat().st_mtime_ns if path.exists() else 0)
+    paths = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")]
+    return read_encoder(folder, system, hash(tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)))
 
 
 @lru_cache(maxsize=32)

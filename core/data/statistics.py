@@ -50,7 +50,7 @@ class Packing:
         max_length: tokens of a sequence.
         packs: which rows share one, by their places in the dataset.
         filled: share of the packs' tokens that rows fill, 0 to 1.
-        filled_alone: the same with one row per sequence, long rows split.
+        filled_alone: the same with one row per sequence.
     """
 
     max_length: int
@@ -144,9 +144,10 @@ def histogram(lengths: Sequence[int]) -> list[Bar]:
 
 
 def packing(measure: Measure, max_length: int) -> Packing:
-    """How the rows counted pack into sequences of `max_length` tokens, as the training packs them."""
-    packs = [[Span(measure.places[span.row], span.start, span.end) for span in pack] for pack in pack_rows(measure.tokens, max_length)]
-    alone = [[Span(row, start, min(start + max_length, length))] for row, length in enumerate(measure.tokens)
+    """How the rows counted pack into sequences of `max_length` tokens: conversations are cut there, documents go on in the next."""
+    lengths = measure.lengths_at(max_length)
+    packs = [[Span(measure.places[span.row], span.start, span.end) for span in pack] for pack in pack_rows(lengths, max_length)]
+    alone = [[Span(row, start, min(start + max_length, length))] for row, length in enumerate(lengths)
              for start in range(0, length, max_length)]
     return Packing(max_length, packs, filled_share(packs, max_length), filled_share(alone, max_length))
 

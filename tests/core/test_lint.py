@@ -210,7 +210,7 @@ def test_documents_and_pairs_are_looked_at_too(encoder: Encoder) -> None:
     seen = found(rows, encoder=encoder, max_length=64)
     assert (seen["placeholders"].rows, seen["special_tokens"].rows, seen["empty_answers"].rows, seen["preference_pairs"].rows) == (
         (0,), (0,), (1,), (2,))
-    assert seen["too_long"].rows == (3,) and "tokens" in str(seen["too_long"].text) and "no_answer" not in seen
+    assert "too_long" not in seen and "no_answer" not in seen, "a long document is taken in pieces, nothing of it is cut"
     filled = fix_rows(rows, seen["placeholders"], {"{{name}}": "Alex"})
     assert filled[0]["text"] == "Once Alex lived<|im_end|>"
 

@@ -53,9 +53,11 @@ def test_a_histogram_counts_every_row() -> None:
 def test_how_rows_pack(dataset: Dataset, tiny_model: Path) -> None:
     measure = measure_dataset(dataset, Encoder.from_folder(tiny_model))
     found = packing(measure, 128)
-    assert sum(span.end - span.start for pack in found.packs for span in pack) == sum(measure.tokens)
+    assert sum(span.end - span.start for pack in found.packs for span in pack) == sum(measure.lengths_at(128))
     assert found.filled > found.filled_alone and 0 < found.filled <= 1
     longest = measure.tokens.index(max(measure.tokens))
+    assert longest == 3 and measure.lengths_at(128)[3] == measure.tokens[3] > 128, "a document is split and not cut"
+    assert measure.cut_at(64) == [2] and max(measure.lengths_at(64)[:3]) == 64
     assert len(packs_of(found, longest)) == -(-measure.tokens[longest] // 128)
     assert any(len(pack) > 1 for pack in found.packs) and packs_of(found, 99) == []
 
