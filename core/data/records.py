@@ -293,24 +293,33 @@ def _parquet(facts: FileFacts) -> Opened:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    unreadable = (pa.ArrowException, OSError, ValueError)  # ValueError: a text in it is not UTF-8
     done = 0
     try:
         file = pq.ParquetFile(facts.path)
-    except (pa.ArrowException, OSError) as error:
+    except unreadable as error:
         raise StudioError("The Parquet file {name} cannot be read: {reason}.", "Fetch it again; it may be cut off.", name=facts.name,
-                          reason=str(error).split("\n", 1)[0][:200]) from error
+                          reason=_first_line(error)) from error
+    total = file.metadata.num_rows
 
     def rows() -> Iterator[Record]:
         nonlocal done
         number = 0
         try:
             for batch in file.iter_batches(batch_size=256):
-                for value in batch.to_pylist():
+                for place in range(batch.num_rows):
                     number += 1
-                    done = facts.size * number // max(1, file.metadata.num_rows)
-                    yield Record(_ROW, number, value)
-        except (pa.ArrowException, OSError) as error:
-            for missing in range(number + 1, file.metadata.num_rows + 1):
-                yield Record(_ROW, missing, problem=Text("it cannot be read: {reason}", reason=str(error).split("\n", 1)[0][:200]))
+                    done = facts.size * number // max(1, total)
+                    try:
+                        yield Record(_ROW, number, batch.slice(place, 1).to_pylist()[0])
+                    except unreadable as error:
+                        yield Record(_ROW, number, problem=Text("it cannot be read: {reason}", reason=_first_line(error)))
+        except unreadable as error:
+            for missing in range(number + 1, total + 1):
+                yield Record(_ROW, missing, problem=Text("it cannot be read: {reason}", reason=_first_line(error)))
 
     return Opened("Parquet", rows(), lambda: done)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:200]

@@ -160,6 +160,8 @@ CASES: dict[str, tuple[Callable[[], bytes] | bytes, Comes]] = {
                                                  "when": [1.5, None]}), Comes(2)),
     "parquet_with_null_rows": (lambda: parquet({"question": ["Who?", None], "answer": ["Me.", "You."]}),
                                Comes(1, 0, 1, "question is empty")),
+    "parquet_with_a_text_that_is_none": (lambda: parquet({"question": ["Who?", "Which one?"], "answer": ["Me.", "You."]}).replace(
+        b"Which one", b"Whi\xf3h one"), Comes(1, 0, 1, "cannot be read")),
     "parquet_cut_off": (lambda: parquet({"question": ["Who?"], "answer": ["Me."]})[:-20], Comes(refused="file cannot be read")),
     "web_page_saved_as_json": (b"<!DOCTYPE html><html><head><title>404 Not Found</title></head><body>x</body></html>",
                                Comes(refused="web page, not data; its title is: 404 Not Found")),
