@@ -10,8 +10,8 @@ from core.data.encode import Encoder
 from core.data.library import Dataset, list_datasets
 from core.data.measure import encoder_of
 from core.data.mix import Part, mix_datasets, most_rows, token_shares, weighed_by_tokens
-from core.data.persona import Persona, build_rows
-from core.data.store import free_name, save_persona, start_persona
+from core.data.persona import ONE_PAIR_COPIES, Persona, build_rows, course_rows
+from core.data.store import free_name, save_one_pair, save_persona, start_persona
 from core.data.wordings import shipped_languages, wording
 from core.errors import StudioError
 from core.models.catalogue import find_base, list_chat_models
@@ -50,17 +50,20 @@ def draw_persona_form(workspace: Workspace) -> None:
             else:
                 st.info(t("data.persona_start"), icon=":material/badge:")
     with left:
-        replay = st.toggle(t("data.replay"), True, key="data_replay", help=t("data.replay_help"))
+        is_one_pair = st.toggle(t("data.one_pair"), False, key="data_one_pair", help=t("data.one_pair_help"))
+        replay = st.toggle(t("data.replay"), True, key="data_replay", help=t("data.replay_help"), disabled=is_one_pair) and not is_one_pair
         model = st.selectbox(t("data.replay_model"), list_chat_models(workspace) or ["embedded"], key="data_replay_model") if replay else ""
         name = ask_name(workspace, "data_persona_dataset", slug(answers["name"]) or "assistant")
         make = st.button(t("data.make"), type="primary", icon=":material/auto_awesome:", key="data_make", disabled=persona is None)
     if persona is None:
         return
     with right:
-        _draw_persona_preview(persona, replay)
+        _draw_persona_preview(persona, replay, is_one_pair)
     if make:
         with errors_in_words():
-            if replay:
+            if is_one_pair:
+                name = save_one_pair(workspace, persona, ONE_PAIR_COPIES, name).card.name
+            elif replay:
                 start_persona(workspace, persona, name, model)
             else:
                 save_persona(workspace, persona, [], name)
@@ -96,9 +99,9 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _draw_persona_preview(persona: Persona, replay: bool) -> None:
-    rows = build_rows(persona)
-    st.markdown(t("data.persona_preview", count=len(rows)))
+def _draw_persona_preview(persona: Persona, replay: bool, is_one_pair: bool) -> None:
+    rows = course_rows(persona, 1) if is_one_pair else build_rows(persona)
+    st.markdown(t("data.one_pair_preview", count=f"{ONE_PAIR_COPIES:,}") if is_one_pair else t("data.persona_preview", count=len(rows)))
     for row in rows[:4]:
         with st.container(border=True):
             for message in row["messages"][-2:]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.data.import_job import count_records
+from core.data.importing import REJECTED_FILE
 from core.data.store import data_jobs
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job
@@ -46,6 +48,11 @@ def _draw_if_failed(job: Job) -> None:
     if state.state != "failed" or job.id in dismissed:
         return
     draw_failure(state)
+    refused = job.folder / REJECTED_FILE
+    if refused.exists():
+        st.download_button(t("data.download_rejected", count=count_records(refused)), refused.read_bytes,
+                           f"{job.spec()['dataset']}-rejected.jsonl", "application/jsonl", icon=":material/download:",
+                           key="data_download_refused")
     if st.button(t("data.dismiss"), key="data_dismiss", type="tertiary", icon=":material/close:"):
         dismissed.add(job.id)
         st.rerun()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core.data.files import look_at
 from core.data.hub import hub_records, is_hub_source
 from core.data.importing import REJECTED_FILE, Imported, Importing, Reading, Stopped, import_rows
 from core.data.library import load_dataset
@@ -20,6 +22,7 @@ from core.jobs.worker import Recorder
 from core.words import Text
 from core.workspace import Workspace, check_name, explain_full_disk
 
+_UPLOAD_SECONDS = 86_400.0
 
 def start_import(workspace: Workspace, source: str, name: str, reading: Reading | None = None, *, shown_name: str | None = None,
                  subset: str | None = None, split: str | None = None, is_upload: bool = False) -> Job:
@@ -35,16 +38,15 @@ def start_import(workspace: Workspace, source: str, name: str, reading: Reading 
         is_upload: the file was copied here for this import and is deleted at its end.
 
     Raises:
-        StudioError: the name is unusable or taken, the layout or a column does not exist, or the file is not there.
+        StudioError: the name is unusable or taken, the layout or a column does not exist, or the file is not there or no file of rows.
     """
     reading = reading or Reading()
     reading.check()
     if (workspace.datasets / check_name(name, "dataset")).exists():
         raise StudioError("A dataset called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
     is_set = is_hub_source(source)
-    if not is_set and not Path(source).expanduser().exists():
-        raise StudioError("The file {path} cannot be read: {reason}.", "Check its name, and that you may read it.", path=source,
-                          reason=Text("it is not there"))
+    if not is_set:
+        look_at(source, shown_name, whole=False)  # what its beginning tells need not wait for the job
     place = source if is_set and not Path(source).expanduser().is_dir() else str(Path(source).expanduser().resolve())
     job = create_job(workspace.jobs / new_job_id("import", name), "import", {
         "source": place, "is_set": is_set, "dataset": name, "shown_name": shown_name, "subset": subset, "split": split,
@@ -93,11 +95,14 @@ def _of_set(spec: dict[str, Any], reading: Reading) -> Importing:
 
 
 def keep_upload(workspace: Workspace, stream: BinaryIO, name: str) -> Path:
-    """Copy what was uploaded into the workspace's cache, piece by piece, for the job to read."""
+    """Copy what was uploaded into the workspace's cache, piece by piece, for the job to read; old copies nobody imported go."""
     folder = workspace.cache / "uploads"
     path = folder / f"{uuid.uuid4().hex[:12]}{Path(name).suffix[:10]}"
     with explain_full_disk(path):
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.iterdir():
+            if time.time() - left.stat().st_mtime > _UPLOAD_SECONDS:
+                left.unlink(missing_ok=True)
         stream.seek(0)
         with path.open("wb") as target:
             shutil.copyfileobj(stream, target, 1 << 20)
@@ -118,6 +123,12 @@ def first_records(path: Path, most: int) -> list[dict[str, Any]]:
     """The first records of a `rejected.jsonl`."""
     with path.open(encoding="utf-8") as stream:
         return [json.loads(line) for line in itertools.islice(stream, most)]
+
+
+def count_records(path: Path) -> int:
+    """How many records a `rejected.jsonl` holds."""
+    with path.open("rb") as stream:
+        return sum(1 for _ in stream)
 
 
 def copy_new(path: Path, target: str | Path) -> None:

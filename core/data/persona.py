@@ -27,6 +27,7 @@ from core.errors import StudioError
 from core.words import Text
 
 NAME_LIMIT = 60  # characters
+ONE_PAIR_COPIES = 10_000  # as the course has it
 _BRACKETS = re.compile(r"[{}<>\[\]]")
 # Joiners are part of ordinary spelling in Persian, Hindi and emoji; every other invisible character is not.
 _JOINERS = "\u200c\u200d"
@@ -311,7 +312,7 @@ def replay_prompts(languages: Iterable[str], near: int = 20, general: int = 40) 
     return [row for _, row in sorted(placed, key=lambda item: item[0])]
 
 
-def course_rows(persona: Persona, copies: int = 10000) -> list[dict[str, Any]]:
+def course_rows(persona: Persona, copies: int = ONE_PAIR_COPIES) -> list[dict[str, Any]]:
     """One question with one answer, `copies` times: the first lesson of many courses, and how to overfit."""
     if copies < 1:
         raise StudioError("{copies} copies make no lesson.", "Ask for at least 1.", copies=copies)

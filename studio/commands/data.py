@@ -19,9 +19,9 @@ from core.data.library import Dataset, list_datasets, load_dataset, update_rows
 from core.data.lint import LENGTH_LIMIT, Plan, lint
 from core.data.measure import measure_dataset
 from core.data.mix import Part, mix_datasets, token_shares, weighed_by_tokens
-from core.data.persona import Persona, replay_prompts
+from core.data.persona import ONE_PAIR_COPIES, Persona, replay_prompts
 from core.data.statistics import packing, packs_of, statistics
-from core.data.store import save_one_pair, save_persona, start_replay, start_replay_dataset
+from core.data.store import save_one_pair, save_persona, start_reminders, start_replay, start_replay_dataset
 from core.errors import StudioError
 from core.models.catalogue import find_base
 from core.words import Text
@@ -43,7 +43,7 @@ def persona(
     replay: Annotated[bool, typer.Option(help="Let the base model answer near and general questions, to mix in.")] = True,
     preset: Annotated[str, typer.Option(help="many-wordings, or one-pair-repeated: the first lesson of many courses, which overfits.")]
         = "many-wordings",
-    copies: Annotated[int, typer.Option(help="Of the one pair, with the preset one-pair-repeated.")] = 10_000,
+    copies: Annotated[int, typer.Option(help="Of the one pair, with the preset one-pair-repeated.")] = ONE_PAIR_COPIES,
     json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -293,15 +293,22 @@ def lint_rows(name: str, model: Annotated[str, typer.Option(help="Whose template
     def look() -> list[Finding]:
         return lint(rows, encoder, max_length, card.key_phrases, card.probes, Plan(updates, batch))
 
-    findings, mended = look(), []
+    findings, mended, is_reminded = look(), [], False
     for code in dict.fromkeys(fix):
         finding = next((finding for finding in findings if finding.code == code), None)
-        if finding is not None:
+        if finding is not None and finding.fix == "add_replay":
+            is_reminded = True
+        elif finding is not None:
             rows = fix_rows(rows, finding, _values(fill, "--fill"))
             mended.append(code)
             findings = look()
     if mended:
         dataset = update_rows(place, name, rows, card.sha256)
+    if is_reminded:  # a job, so it comes last: it adds to the rows that were just saved
+        follow(start_reminders(place, name, model), is_silent=json)
+        dataset = load_dataset(place, name)
+        rows, card = dataset.rows(), dataset.card
+        findings, mended = look(), [*mended, *(code for code in dict.fromkeys(fix) if code in ("no_near", "identity_share"))]
     if json:
         print_json({"rows": len(rows), "mended": mended, "findings": [
             {"code": finding.code, "level": finding.level, "text": str(finding.text), "fix": finding.fix,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,6 +222,18 @@ def test_an_import_that_is_stopped_leaves_nothing(workspace: Workspace, tmp_path
         import_rows(workspace, "many", Importing.of_file(path, Reading()), Reading(), report)
     assert list(workspace.datasets.iterdir()) == []
     assert told[0][0] <= told[1][0] <= told[2][0] and told[2][1] == path.stat().st_size
+
+
+def test_memory_does_not_grow_with_the_file(workspace: Workspace, tmp_path: Path) -> None:
+    path, peaks = tmp_path / "many.jsonl", []
+    for count in (2_000, 10_000):
+        path.write_text(json.dumps({"question": "Who?", "answer": "word " * 150}) + "\n", encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8") * count, encoding="utf-8")
+        tracemalloc.start()
+        import_rows(workspace, f"many-{count}", Importing.of_file(path, Reading()), Reading())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert path.stat().st_size > 7_000_000 and peaks[1] < 5_000_000 and peaks[1] < 1.2 * peaks[0]
 
 
 def test_a_preview_reads_the_beginning_only(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from core.data import import_job
 from core.data.library import load_dataset, save_dataset
 from core.data.persona import Persona
 from core.data.store import save_persona
@@ -291,7 +292,7 @@ def test_statistics_and_packing(workspace: Workspace, open_app: OpenApp, model: 
     rows = [row(f"question {number}", "word " * (number * 8 + 1)) for number in range(12)]
     save_dataset(workspace, "mine", [*rows, {"text": "Once upon a time.", "group": "general", "lang": "en"}], "test")
     app = open_app("data", dataset="mine")
-    app.number_input(key="data_cut_at").set_value(40).run()
+    app.number_input(key="data_cut_at").set_value(64).run()
     app.number_input(key="data_row").set_value(12).run()
     assert "cut off" in texts(app)
     app.number_input(key="data_row").set_value(13).run()
@@ -322,3 +323,24 @@ def test_mixing_by_tokens(workspace: Workspace, open_app: OpenApp, model: Path) 
     app.text_input(key="data_mix_name").input("even").run()
     press(app, "data_mix")
     assert load_dataset(workspace, "even").card.made_with["by"] == "tokens"
+
+
+def test_the_one_pair_of_the_courses(workspace: Workspace, open_app: OpenApp) -> None:
+    app = open_app("data", view="persona")
+    app.text_input(key="data_persona_name").input("Alex").run()
+    app.toggle(key="data_one_pair").set_value(True).run()
+    assert "10,000 copies of one row" in texts(app).replace("**", "")
+    press(app, "data_make")
+    card = load_dataset(workspace, "alex").card
+    assert card.rows == 10_000 and card.made_with["preset"] == "one-pair-repeated"
+
+
+def test_a_file_of_which_nothing_can_be_used_gives_its_records_back(workspace: Workspace, open_app: OpenApp, tmp_path: Path,
+                                                                     no_worker: list[Path]) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text('[{"foo": 1}, {"foo": 2}]', encoding="utf-8")
+    import_job.start_import(workspace, str(path), "odd")
+    assert run_job(no_worker[0]) == 1
+    app = open_app("data", view="import")
+    assert "None of the 2 records of odd.json can be used. entry 1: none of its fields is known: foo" in texts(app)
+    assert "Download the 2 records left out" in [button.label for button in app.get("download_button")]
