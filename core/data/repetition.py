@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from core.data.findings import Finding, Row, answers_of, percent, said_exactly, said_roughly
 from core.data.library import texts_of
@@ -12,9 +14,11 @@ from core.words import Text
 
 _SHINGLE = 8  # characters; of Chinese about four words, of English one or two
 _NEAR = 0.8  # share of shingles in common (Jaccard) from which two rows are nearly the same
-_SKETCH = 6  # smallest hashes kept of a row; two rows of Jaccard 0.8 share one of six with a chance above 0.99
+_SKETCH = 6  # smallest hashes kept of a row; two rows of Jaccard 0.8 share two of six with a chance above 0.99
 _SHORTEST = 60  # characters; shorter rows differ in one word and mean something else
 _LONGEST = 4000  # characters looked at
+_CANDIDATES = 4  # earlier rows looked at for each hash
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, 2**64 over the golden ratio (Knuth's multiplicative hashing)
 
 
 def repeated(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -46,14 +50,13 @@ def _is_near(rows: Sequence[Row], place: int, rough: str, sketches: dict[int, li
     if len(rough) < _SHORTEST:
         return False
     mine = _shingles(rough)
-    smallest = sorted(mine)[:_SKETCH]
-    candidates = {other for value in smallest for other in sketches.get(value, ())[-4:]}
+    smallest = mine[:_SKETCH].tolist()
+    shared = Counter(other for value in smallest for other in sketches.get(value, ())[-_CANDIDATES:])
     for value in smallest:
         sketches.setdefault(value, []).append(place)
-    for other in sorted(candidates):
-        theirs = _shingles(said_roughly(rows[other]))
-        # Both sides have their answers to one question, or their questions to one answer, in common: those are not the same row.
-        if len(mine & theirs) >= _NEAR * len(mine | theirs) and _same_turns(rows[place], rows[other]):
+    for other in sorted(other for other, count in shared.items() if count > 1):  # one alone is often a common phrase
+        # Rows that share a long answer and not the question, or the other way round, are not the same.
+        if _share_most(mine, _shingles(said_roughly(rows[other]))) and _same_turns(rows[place], rows[other]):
             return True
     return False
 
@@ -66,13 +69,23 @@ def _same_turns(one: Row, other: Row) -> bool:
 def _alike(one: str, other: str) -> bool:
     if min(len(one), len(other)) < _SHORTEST:
         return one == other
-    a, b = _shingles(one), _shingles(other)
-    return len(a & b) >= _NEAR * len(a | b)
+    return _share_most(_shingles(one), _shingles(other))
 
 
-def _shingles(text: str) -> set[int]:
-    text = text[:_LONGEST]
-    return {zlib.crc32(text[start:start + _SHINGLE].encode()) for start in range(len(text) - _SHINGLE + 1)}
+def _share_most(one: np.ndarray, other: np.ndarray) -> bool:
+    both = len(np.intersect1d(one, other, assume_unique=True))
+    return both >= _NEAR * (len(one) + len(other) - both)
+
+
+def _shingles(text: str) -> np.ndarray:
+    """The hashes of a text's shingles, ascending, each once: a polynomial of the letters, mixed so that the smallest are a fair draw."""
+    letters = np.frombuffer(text[:_LONGEST].encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    hashes = np.zeros(len(letters) - _SHINGLE + 1, dtype=np.uint64)
+    for place in range(_SHINGLE):
+        hashes = hashes * _FACTOR + letters[place:place + len(hashes)]
+    hashes = (hashes ^ (hashes >> np.uint64(29))) * _FACTOR
+    hashes = np.sort(hashes ^ (hashes >> np.uint64(32)))
+    return hashes[np.append(True, hashes[1:] != hashes[:-1])]
 
 
 def conflicts(rows: Sequence[Row], key_phrases: dict[str, str]) -> Finding | None:

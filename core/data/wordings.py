@@ -88,7 +88,7 @@ def _questions(entries: list[str | dict[str, Any]]) -> tuple[Question, ...]:
 
 def normalised(text: str) -> str:
     """`text` without case, punctuation and spaces: two wordings that differ only in these are one."""
-    return "".join(char for char in unicodedata.normalize("NFKC", text).casefold() if char.isalnum())
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
 def first_questions(questions: Sequence[Question], count: int, group: str, language: str) -> list[Question]:
