@@ -26,7 +26,7 @@ def draw_statistics(dataset: Dataset, encoder: Encoder | None) -> None:
         return
     if found.measure.is_sample:
         st.caption(t("data.sampled", seen=f"{len(found.measure.places):,}", total=f"{found.rows:,}"))
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([2, 3], gap="medium")
     with left:
         _draw_histogram(found)
     with right:
@@ -63,9 +63,11 @@ def _draw_packing(found: Statistics) -> None:
         st.metric(t("data.packs"), f"{len(packed.packs):,}", border=True, help=t("data.packs_help"))
         st.metric(t("data.filled"), f"{packed.filled:.0%}", border=True, help=t("data.filled_help"))
         st.metric(t("data.filled_alone"), f"{packed.filled_alone:.0%}", border=True, help=t("data.filled_alone_help"))
-    rows, tokens = t_plainly("data.column_pack_rows"), t_plainly("data.column_pack_tokens")
-    st.dataframe([{rows: _row_names(pack), tokens: sum(span.end - span.start for span in pack)} for pack in packed.packs[:_PACKS_SHOWN]],
-                 hide_index=False, alt=t_plainly("data.packing"))
+    number, rows, tokens = (t_plainly(f"data.column_pack_{name}") for name in ("number", "rows", "tokens"))
+    shown = range(0, len(packed.packs), max(1, len(packed.packs) // _PACKS_SHOWN))  # evenly: the first ones hold one long row each
+    st.dataframe([{number: place + 1, rows: _row_names(packed.packs[place]),
+                   tokens: sum(span.end - span.start for span in packed.packs[place])} for place in shown],
+                 hide_index=True, alt=t_plainly("data.packing"))
 
 
 def _row_names(pack: Sequence) -> str:
