@@ -22,7 +22,7 @@ LENGTH_LIMIT = 512  # tokens; the default of data.max_length
 # Counting tokens takes about 0.7 ms a row; a larger dataset is sampled evenly.
 _MEASURED_ROWS = 2000
 # The page looks at so many rows of a dataset; the command looks at all.
-_PAGE_ROWS = 10_000
+_PAGE_ROWS = 5_000
 # From this share on, identity rows leave no room for anything else; the lesson that keeps the model alive has half of them.
 _IDENTITY_SHARE = 0.75
 
@@ -60,7 +60,7 @@ def lint(rows: Sequence[Row], encoder: Encoder | None = None, max_length: int = 
 
 
 def lint_dataset(dataset: Dataset, encoder: Encoder | None = None, max_length: int = LENGTH_LIMIT) -> list[Finding]:
-    """The same for a dataset, its first 10,000 rows, kept in memory while its rows stay the same."""
+    """The same for a dataset, its first 5,000 rows, kept in memory while its rows stay the same."""
     return list(_lint_kept(dataset.folder, dataset.card.sha256, encoder, max_length))
 
 
