@@ -62,7 +62,7 @@ def _ask_part(is_set: bool) -> tuple[str | None, str | None]:
         return None, None
     first, second = st.columns(2)
     return (first.text_input(t("data.subset"), key="data_subset", help=t("data.subset_help")).strip() or None,
-            second.text_input(t("data.split"), key="data_split", placeholder="train", help=t("data.split_help")).strip() or None)
+            second.text_input(t("data.split"), key="data_split", placeholder=t_plainly("data.split_example"), help=t("data.split_help")).strip() or None)
 
 
 def _ask_reading() -> Reading:
@@ -72,7 +72,7 @@ def _ask_reading() -> Reading:
     with st.expander(t("data.how_to_read"), icon=":material/rule:"):
         layout = st.selectbox(t("data.layout"), [None, *LAYOUTS], key="data_layout", help=t("data.layout_help"),
                               format_func=lambda name: name or t_plainly("data.layout_recognised"))
-        columns = st.text_area(t("data.columns"), key="data_columns", placeholder="question=frage\nanswer=antwort",
+        columns = st.text_area(t("data.columns"), key="data_columns", placeholder=t_plainly("data.columns_example"),
                                help=t("data.columns_help", fields=", ".join(FIELDS)))
     pairs = (line.partition("=") for line in columns.splitlines() if "=" in line)
     return Reading(layout, {field.strip(): column.strip() for field, _, column in pairs}, group)
