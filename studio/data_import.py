@@ -61,8 +61,9 @@ def _ask_part(is_set: bool) -> tuple[str | None, str | None]:
     if not is_set:
         return None, None
     first, second = st.columns(2)
-    return (first.text_input(t("data.subset"), key="data_subset", help=t("data.subset_help")).strip() or None,
-            second.text_input(t("data.split"), key="data_split", placeholder=t_plainly("data.split_example"), help=t("data.split_help")).strip() or None)
+    subset = first.text_input(t("data.subset"), key="data_subset", help=t("data.subset_help")).strip()
+    split = second.text_input(t("data.split"), key="data_split", placeholder=t_plainly("data.split_example"), help=t("data.split_help")).strip()
+    return subset or None, split or None
 
 
 def _ask_reading() -> Reading:
