@@ -62,7 +62,8 @@ def _ask_part(is_set: bool) -> tuple[str | None, str | None]:
         return None, None
     first, second = st.columns(2)
     subset = first.text_input(t("data.subset"), key="data_subset", help=t("data.subset_help")).strip()
-    split = second.text_input(t("data.split"), key="data_split", placeholder=t_plainly("data.split_example"), help=t("data.split_help")).strip()
+    split = second.text_input(t("data.split"), key="data_split", placeholder=t_plainly("data.split_example"),
+                              help=t("data.split_help")).strip()
     return subset or None, split or None
 
 

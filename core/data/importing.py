@@ -17,7 +17,7 @@ from core.data.conversations import Body, Converted, convert
 from core.data.files import FileFacts, look_at
 from core.data.languages import language_of
 from core.data.layouts import check_columns, reader_of
-from core.data.library import GENERAL, Dataset, RowWriter, new_dataset
+from core.data.library import GENERAL, IDENTITY, NEAR, Dataset, RowWriter, new_dataset
 from core.data.records import Record, open_records
 from core.errors import StudioError
 from core.words import Text
@@ -129,9 +129,11 @@ def rows_of(records: Iterator[Record], reading: Reading, found: Imported,
 def _row(body: Body, record: Any, group: str) -> Row:
     own = record if isinstance(record, dict) else {}
     named, language = own.get("group"), own.get("lang")
-    row = {**body, "group": named[:_PLACE_KEPT] if isinstance(named, str) and named.strip() else group,
-           "lang": language[:_PLACE_KEPT] if isinstance(language, str) and language.strip() else language_of(body)}
-    return row
+    group = named[:_PLACE_KEPT] if isinstance(named, str) and named.strip() else group
+    if "text" in body and group in (IDENTITY, NEAR):  # those are questions with answers; a document is neither
+        group = GENERAL
+    return {**body, "group": group,
+            "lang": language[:_PLACE_KEPT] if isinstance(language, str) and language.strip() else language_of(body)}
 
 
 def _all_of(reasons: list[Text]) -> Text:

@@ -186,6 +186,11 @@ def test_language_and_group() -> None:
     assert read([{"question": "a", "answer": "b"}], group="near").rows[0]["group"] == "near"
 
 
+def test_a_document_is_never_identity_data() -> None:
+    rows = read([{"text": "Once."}, {"text": "Twice.", "group": "near"}, {"text": "Law.", "group": "law"}], group="identity").rows
+    assert [row["group"] for row in rows] == ["general", "general", "law"]
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.json", tmp_path / "a\0b"):
         with pytest.raises(StudioError):
