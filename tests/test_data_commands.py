@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core.data.library import load_dataset
+from core.data.library import append_rows, load_dataset
 from core.data.persona import Persona
 from core.data.store import save_persona
 from core.workspace import Workspace
@@ -86,6 +86,24 @@ def test_lint_mends_what_it_is_asked_to(home: Workspace, tmp_path: Path, sweetsp
     assert [finding["code"] for finding in json.loads(out)["findings"]] == ["no_probes"]
     sweetspot("data", "import", written(tmp_path, [{"question": "a", "answer": "{{x}}"}]), "open")
     assert "No value was given" in sweetspot("data", "lint", "open", "--model", "tiny", "--fix", "placeholders")[2]
+
+
+def test_lint_lets_the_base_model_answer_after_the_other_fixes(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any],
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    sweetspot("data", "import", written(tmp_path, [{"question": "Who?", "answer": "I am Alex."}] * 3), "talk", "--group", "identity")
+
+    def answered(place: Workspace, name: str, model: str) -> str:
+        assert load_dataset(place, name).card.rows == 1 and model == "tiny", "the repeated rows are gone before the answers come"
+        append_rows(place, name, [{"messages": [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "A poet."}],
+                                   "group": "near", "lang": "en"}], "replay")
+        return "job"
+
+    monkeypatch.setattr("studio.commands.data.start_reminders", answered)
+    monkeypatch.setattr("studio.commands.data.follow", lambda job, is_silent: None)
+    out = sweetspot("data", "lint", "talk", "--model", "tiny", "--fix", "no_near", "--fix", "duplicates", "--json")[1]
+    found = json.loads(out)
+    assert found["mended"] == ["duplicates", "no_near"] and found["rows"] == 2
+    assert not {"no_near", "duplicates"} & {finding["code"] for finding in found["findings"]}
 
 
 def test_mix_and_export(home: Workspace, tmp_path: Path, sweetspot: Callable[..., Any]) -> None:

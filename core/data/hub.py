@@ -14,6 +14,7 @@ from core.words import Text
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 _FILE_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".yaml", ".yml", ".zip", ".gz", ".md")
 _ROW = "row {number}"
+_SECONDS = 15.0  # until the hub counts as out of reach
 
 
 def is_hub_source(source: str) -> bool:
@@ -41,9 +42,12 @@ def hub_records(source: str, subset: str | None = None, split: str | None = None
         StudioError: it cannot be reached, does not exist, or has no such subset or split.
     """
     from datasets import load_dataset
+    from huggingface_hub import HfApi
 
     folder = Path(source).expanduser()
     try:
+        if not folder.is_dir():
+            HfApi().dataset_info(source, timeout=_SECONDS)  # asked once; `datasets` itself would try for half a minute
         loaded = load_dataset(str(folder) if folder.is_dir() else source, subset, streaming=True)
         names = list(loaded)
         wanted = split or ("train" if "train" in names else names[0])
