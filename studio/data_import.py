@@ -98,12 +98,19 @@ def _kept(workspace: Workspace, upload: Any) -> Path:
 
 def _previewed(source: str, shown: str, reading: Reading) -> tuple[Imported, list[dict[str, Any]]]:
     """The first records, read once while neither the file nor the way of reading changes."""
-    path = Path(source).expanduser()
-    key = (source, path.stat().st_mtime_ns if path.exists() else 0, reading.layout, tuple(reading.columns.items()), reading.group)
+    key = (source, _changed(source), reading.layout, tuple(reading.columns.items()), reading.group)
     kept = st.session_state.get("data_read")
     if kept is None or kept[0] != key:
         kept = st.session_state["data_read"] = (key, preview(source, reading, shown, _PREVIEWED))
     return kept[1]
+
+
+def _changed(source: str) -> int:
+    """When a file was last changed, in ns; 0 where that cannot be told."""
+    try:
+        return Path(source).expanduser().stat().st_mtime_ns
+    except (OSError, ValueError, RuntimeError):
+        return 0
 
 
 def _draw_preview(found: Imported, rows: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,11 @@ def look_at(path: str | Path, name: str | None = None, *, whole: bool = True) ->
         name = name or place.name
         if place.is_dir():
             raise StudioError("{path} is a folder.", "Name one file: JSON, JSON Lines, CSV, Parquet or plain text.", path=place)
-        size = place.stat().st_size
+        facts = place.stat()
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe or a device may never end
+            raise StudioError("The file {path} cannot be read: {reason}.", "Check its name, and that you may read it.", path=path,
+                              reason=Text("it is no ordinary file"))
+        size = facts.st_size
         with place.open("rb") as stream:
             start = stream.read(_SAMPLE)
         _refuse_foreign(start, name)

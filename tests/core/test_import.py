@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import tracemalloc
 from dataclasses import dataclass
@@ -192,7 +193,8 @@ def test_a_document_is_never_identity_data() -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.json", tmp_path / "a\0b"):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "none.json", tmp_path / "a\0b", tmp_path / "pipe", Path("~nobody-of-this-name/x")):
         with pytest.raises(StudioError):
             read_file(path)
 

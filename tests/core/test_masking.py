@@ -243,3 +243,18 @@ def test_a_document_is_trained_whole_and_ends(encoders: dict[str, Encoder]) -> N
     assert encoder.encode_row({"text": "Once upon a time."}, max_length=3).cut_tokens == len(encoded.ids) - 3
     row = {"messages": CASES["tool"][0], "tools": TOOLS}
     assert encoder.encode_row(row) == encoder.encode(row["messages"], tools=TOOLS)
+
+
+@pytest.mark.parametrize(("adds", "text"), [("<s> $A", "<s>Once.</s>"), ("$A </s>", "Once.</s>"), ("<s> $A </s>", "<s>Once.</s>")])
+def test_a_document_begins_as_the_tokenizer_begins_texts(encoders: dict[str, Encoder], adds: str, text: str) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    encoder = encoders["mistral"]
+    tokenizer = Tokenizer.from_str(encoder.tokenizer.to_str())
+    control = [(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
+    tokenizer.post_processor = TemplateProcessing(single=adds, special_tokens=control)
+    own = Encoder(tokenizer, encoder.template, encoder.special, encoder.end_ids)
+    encoded = own.encode_text("Once.")
+    assert encoded.text == text and encoded.ids == tokenizer.encode(text, add_special_tokens=False).ids
+    assert encoded.ids.count(encoder.end_ids[0]) == 1 and encoded.ids[-1] == encoder.end_ids[0]

@@ -217,6 +217,9 @@ def test_a_path_on_the_server(workspace: Workspace, open_app: OpenApp, tmp_path:
     app = open_app("data", view="import")
     app.text_input(key="data_path").input(str(tmp_path / "none.json")).run()
     assert "cannot be read" in texts(app)
+    for odd in ("~nobody-of-this-name/x.json", str(tmp_path), "/dev/zero", "no such file"):
+        app.text_input(key="data_path").input(odd).run()
+        assert not app.exception
     (tmp_path / "good.csv").write_text("frage,antwort\nWho?,Me.\n", encoding="utf-8")
     app.text_input(key="data_path").input(str(tmp_path / "good.csv")).run()
     assert "No column of good.csv is known" in texts(app)
