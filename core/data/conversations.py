@@ -102,6 +102,9 @@ def recognise(named: Named, done: Converted) -> Body:
     Raises:
         Unusable: none of its fields is known, or what they hold cannot be used.
     """
+    if isinstance(named.get("prompt"), Mapping) and "replies" in named["prompt"]:
+        done.layout = "tree"
+        return {"messages": _best_branch(named["prompt"], done)}
     for better, worse in _CHOSEN:
         if named.get(better) and worse in named:
             done.layout = "preference"
@@ -129,6 +132,16 @@ def recognise(named: Named, done: Converted) -> Body:
         if key in named:
             return document(named, key, done)
     raise Unusable(Text("none of its fields is known: {fields}", fields=", ".join(list(named)[:8])[:200] or "-"))
+
+
+def _best_branch(message: Mapping[str, Any] | None, done: Converted) -> list[Message]:
+    """Of a tree of replies (Open Assistant) the conversation that follows the reply ranked best each time; unranked ones come last."""
+    turns = []
+    while isinstance(message, Mapping):
+        turns.append({"role": message.get("role"), "content": message.get("text")})
+        replies = [reply for reply in message.get("replies") or [] if isinstance(reply, Mapping)]
+        message = min(replies, key=lambda reply: reply["rank"] if isinstance(reply.get("rank"), int) else math.inf, default=None)
+    return read_turns(turns, "prompt", done.repairs)
 
 
 def system_of(named: Named, done: Converted) -> list[Message]:

@@ -146,6 +146,10 @@ def test_every_named_layout_is_tried_above() -> None:
     ({"content": "q", "summary": "r"}, ["q", "r"]),
     ({"prompt": "q", "messages": [USER, BOT]}, ["Who?", "Me."]),
     ({"messages": str([USER, BOT])}, ["Who?", "Me."]),
+    ({"message_tree_id": "1", "prompt": {"role": "prompter", "text": "q", "replies": [
+        {"role": "assistant", "text": "worse", "rank": 1, "replies": []}, {"role": "assistant", "text": "unranked", "rank": None},
+        {"role": "assistant", "text": "r", "rank": 0, "replies": [{"role": "prompter", "text": "and?", "replies": [
+            {"role": "assistant", "text": "s"}]}]}]}}, ["q", "r", "and?", "s"]),
 ])
 def test_other_public_forms(record: dict, texts: list[str]) -> None:
     assert said(read([record])[1]) == [texts]
