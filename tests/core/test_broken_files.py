@@ -187,7 +187,7 @@ CASES: dict[str, tuple[Callable[[], bytes] | bytes, Comes]] = {
     "prose_in_documents": (b"One text.\n\nStill one.\n\n\n\nAnother text.\n\f A third.\n", Comes(3)),
     "prose_of_one_long_line": (lambda: b"word " * 100_000, Comes(3, 2, 0, "goes on in the next row")),
 }
-SECONDS = 8.0
+SECONDS = 20.0
 
 
 def read(path: Path) -> tuple[object, list[dict]]:
