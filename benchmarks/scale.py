@@ -111,7 +111,7 @@ def run_variant(variant: dict[str, Any]) -> dict[str, Any]:
             said, _ = done.communicate(timeout=variant["limit"])
         except subprocess.TimeoutExpired:
             os.killpg(done.pid, signal.SIGKILL)  # torchrun and its ranks, which would keep the GPUs
-            return {**variant, "problem": f"not done after {variant['limit']:.0f} s"}
+            return {**variant, "problem": f"not done after {variant['limit']:.0f} s", "log": done.communicate()[0][-4000:]}
         answer = Path(variant["answer"])
         if answer.exists():
             return {**variant, **json.loads(answer.read_text(encoding="utf-8")), "start_to_end_seconds": time.monotonic() - began}

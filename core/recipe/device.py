@@ -41,10 +41,10 @@ class DeviceSection(Section):
     speed: Literal["auto", "plain", "fast"] = setting(
         "auto",
         Text("Fast mode"),
-        Text("The same training with compiled layers and shorter number formats. auto takes it where it "
-             "was shown to learn the same."),
-        choices=(("auto", Text("where it was shown to learn the same")), ("plain", Text("never")),
-                 ("fast", Text("wherever the GPU can"))),
+        Text("auto trains adapters on Llama-like models with kernels of its own on a recent NVIDIA GPU: the same "
+             "mathematics. fast also rounds the frozen weights to FP8 there, from the Hopper generation on."),
+        choices=(("auto", Text("own kernels, the same mathematics")), ("plain", Text("transformers and PEFT as they are")),
+                 ("fast", Text("FP8 too, where the GPU has it"))),
         level="expert",
     )
     gpus: Literal["auto"] | int | list[int] = setting(

@@ -56,7 +56,11 @@ class FastStep(PlainStep):
         if is_small and self._has_applied and shape in self._seen and shape not in self._graphs and self._may_record():
             self._record(flat)
         self._seen.add(shape)
-        return self._replay(flat) if is_small and shape in self._graphs else self._add(flat)
+        try:
+            return self._replay(flat) if is_small and shape in self._graphs else self._add(flat)
+        except torch.OutOfMemoryError:
+            self._forget_graphs()  # what they hold may be what is missing when the update is repeated
+            raise
 
     def _add(self, flat: FlatRows) -> torch.Tensor:
         loss = self.model.summed_loss(flat)
@@ -83,10 +87,13 @@ class FastStep(PlainStep):
             self._graphs[flat.shape] = flat, loss, graph
         except RuntimeError as error:
             print(f"no CUDA graphs: {str(error)[:200]}", flush=True)
-            self._use_graphs = False
-            self._graphs.clear()
-            torch.cuda.empty_cache()
+            self._forget_graphs()
         self.model.scratch.forget()
+
+    def _forget_graphs(self) -> None:
+        self._use_graphs = False
+        self._graphs.clear()
+        torch.cuda.empty_cache()
 
     def _replay(self, flat: FlatRows) -> torch.Tensor:
         held, loss, graph = self._graphs[flat.shape]
