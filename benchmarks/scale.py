@@ -128,12 +128,20 @@ def measure(variant: dict[str, Any]) -> None:
     from core.train.model import make_step
     from core.train.ranks import Ranks
 
+    started = time.monotonic()
     ranks = Ranks.join("cpu" if variant["cpu"] else "cuda")
+
+    def reached(what: str) -> None:
+        if ranks.is_first:  # in the log that a line keeps when it is not done in time
+            print(f"{time.monotonic() - started:.1f} s: {what}", flush=True)
+
     device = "cpu" if variant["cpu"] else f"cuda:{ranks.local}"
     recipe = recipe_of(variant)
     model = random_model(recipe, variant, device, ranks)
+    reached("the model is made")
     rows = random_rows(variant["rows"] * ranks.count, variant)
     step, is_packed = make_step(recipe, model, rows[0].ids, device, ranks)
+    reached("it is ready to be trained")
     fit = first_fit(recipe, model, device, ranks.count)
     fit = Fit(**ranks.told_by_first(vars(fit)))
     accumulator = Accumulator(step, ranks, fit, 0, device, is_packed)
@@ -143,6 +151,7 @@ def measure(variant: dict[str, Any]) -> None:
             began = now(device, ranks)
         losses.append(accumulator.run(rows, update))
         step.apply(1e-4)
+        reached(f"update {update + 1} of {WARM_UP + MEASURED}")
     seconds = (now(device, ranks) - began) / MEASURED
     memory = torch.tensor(0 if variant["cpu"] else torch.cuda.max_memory_allocated())
     torch.distributed.all_reduce(memory, torch.distributed.ReduceOp.MAX)

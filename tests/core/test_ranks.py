@@ -40,7 +40,7 @@ def test_each_row_goes_to_one_rank_and_the_work_is_even(ranks):
 def run_ranks(count: int, tiny_model: Path, out: Path, dtype: str = "float32", stages: str = STAGES) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "tests.core.ranks_program",
-         str(tiny_model), str(out), stages, dtype, "lora", "full"], cwd=CHECKOUT, capture_output=True, text=True, timeout=110,
+         str(tiny_model), str(out), stages, dtype, "lora", "full"], cwd=CHECKOUT, capture_output=True, text=True, timeout=250,
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"})
     said = [line for line in (done.stdout + done.stderr).splitlines() if "arning" not in line and "warn(" not in line]
     assert done.returncode == 0, "\n".join(said)[:6000]
@@ -86,6 +86,7 @@ def agree_with_one_process(tiny_model: Path, out: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_processes_at_every_stage_agree_with_one(tiny_model, tmp_path):
     run_ranks(2, tiny_model, tmp_path)
     agree_with_one_process(tiny_model, tmp_path, "lora")
@@ -93,6 +94,7 @@ def test_two_processes_at_every_stage_agree_with_one(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_three_processes_at_every_stage_agree_with_one(tiny_model, tmp_path):
     run_ranks(3, tiny_model, tmp_path)
     agree_with_one_process(tiny_model, tmp_path, "lora")
@@ -100,6 +102,7 @@ def test_three_processes_at_every_stage_agree_with_one(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_half_precision_weights_keep_exact_ones_behind_them(tiny_model, tmp_path):
     """In bfloat16 the ranks follow float32 closely, as each keeps its share of the weights exactly."""
     run_ranks(2, tiny_model, tmp_path, "bfloat16", "1,1,2,3o,3")
