@@ -10,6 +10,7 @@ from core.recipe.files import parse_recipe
 from studio.i18n import explain, language, t, t_plainly
 from studio.panels import open_page, same_command
 from studio.recipe_form import draw_form
+from studio.recipe_import import draw_import
 from studio.recipe_panels import draw_difference, draw_fault, draw_preflight, draw_yaml
 from studio.recipe_state import (
     change_fields,
@@ -25,6 +26,7 @@ PANELS = ("yaml", "difference")
 
 workspace = open_page("recipe")
 draw_active_preparation(workspace)
+draw_import(workspace)
 name = choose_recipe(workspace)
 take_dataset_from_address(workspace, name)
 try:

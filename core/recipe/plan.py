@@ -55,7 +55,8 @@ def plan_updates(recipe: Recipe, rows: int) -> Plan:
 
 def warmup_updates(recipe: Recipe, updates: int) -> int:
     """The recipe's warm-up, cut to a tenth of the run: one that swallows a short run would train nothing."""
-    return min(recipe.schedule.warmup_updates, updates // 10)
+    schedule = recipe.schedule
+    return min(max(schedule.warmup_updates, round(schedule.warmup_ratio * updates)), updates // 10)
 
 
 def snapshot_steps(recipe: Recipe, updates: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,10 @@ from core.recipe.checks import check_recipe
 from core.recipe.diff import diff_recipes
 from core.recipe.files import change_recipe, dump_recipe, find_recipe, presets, save_recipe
 from core.recipe.forecast import Forecast, forecast
+from core.recipe.imported import save_imported
 from core.recipe.schema import Recipe
+from core.recipe.xtuner import ImportedConfig, import_file
+from core.recipe.xtuner_notes import KINDS
 from core.workspace import Workspace
 from studio.terminal import JsonOption, WorkspaceOption, duration, print_json, print_table, say
 
@@ -131,6 +135,41 @@ def diff(first: str, second: str, json: JsonOption = False, workspace: Workspace
         say("They say the same.")
     else:
         print_table(["field", first, second], [list(change) for change in changes])
+
+
+@app.command("import-xtuner")
+def import_xtuner(config: Annotated[Path, typer.Argument(help="An XTuner config, a .py file; it is read, never run.")],
+                  name: Annotated[str | None, typer.Option(help="What to call the recipe; the config's own name if left out.")] = None,
+                  gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that XTuner would use; from the file's name, else 1.")] = None,
+                  data: Annotated[str | None, typer.Option("--data", help="Dataset to use instead of those the config names.")] = None,
+                  json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Make a recipe of an XTuner config, and say what became of each setting.
+
+    Example: sweetspot recipe import-xtuner internlm2_chat_1_8b_qlora_alpaca_e3_copy.py --data alex
+    """
+    place = Workspace.open(workspace)
+    imported = import_file(config, gpus, place, data)
+    path = save_imported(place, imported, name)
+    if json:
+        print_json({"name": path.stem, "path": str(path), "recipe": imported.recipe.model_dump(), "questions": imported.questions,
+                    "data": [asdict(part) for part in imported.data],
+                    **{kind: [{"key": note.key, "field": note.field, "text": str(note.text)} for note in imported.of_kind(kind)]
+                       for kind in KINDS}})
+    else:
+        _print_imported(imported)
+        say(f"Written to {path}. Next: sweetspot recipe check {path.stem}")
+
+
+_IMPORT_TITLES = {"mapped": "As it was", "changed": "Said differently", "left_out": "Not taken over", "not_run": "Not run"}
+
+
+def _print_imported(imported: ImportedConfig) -> None:
+    for kind in KINDS:
+        notes = imported.of_kind(kind)
+        if notes:
+            say(f"{_IMPORT_TITLES[kind]}:")
+        for note in notes:
+            say(f"  {note.key}{f' -> {note.field}' if note.field else ''}: {' '.join(str(note.text).split())}")
 
 
 def adapted(recipe: Recipe, dataset: str | None, settings: list[str]) -> Recipe:

@@ -57,7 +57,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
 def test_every_field_says_what_it_is() -> None:
     listed = fields(Recipe)
     paths = [field.path for field in listed]
-    assert len(paths) == len(set(paths)) == 41
+    assert len(paths) == len(set(paths)) == 42
     assert {
         "title",
         "model.source",

@@ -272,3 +272,30 @@ def test_models_and_probes_can_be_chosen(ready: Workspace, open_app: OpenApp) ->
     app.selectbox(key="recipe_device.kind").set_value("cuda")
     done(app)
     assert draft(ready).device.kind == "cuda"
+
+
+def test_an_xtuner_config_becomes_a_recipe(ready: Workspace, open_app: OpenApp) -> None:
+    text = """model = dict(type='SupervisedFinetune', llm=dict(pretrained_model_name_or_path='embedded'), lora=dict(r=8, lora_alpha=16))
+train_dataloader = dict(batch_size=2, dataset=dict(type='process_hf_dataset', dataset=dict(path='a/b'), max_length=64))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4), accumulative_counts=4)
+train_cfg = dict(max_iters=80)
+print('hello')
+"""
+    app = open_app("recipe")
+    app.file_uploader(key="recipe_import_file").upload("mine_copy.py", text.encode())
+    app.selectbox(key="recipe_import_data").set_value("alex")
+    done(app)
+    app.button(key="recipe_import_now").click()
+    done(app)
+    recipe = load_recipe(ready.recipes / "mine_copy.yaml")
+    assert (recipe.schedule.effective_batch, recipe.schedule.updates, recipe.data.sources[0].dataset) == (8, 20, "alex")
+    assert app.selectbox(key="recipe_name").value == "mine_copy" and "1 lines were not run" in texts(app)
+    assert "print('hello')" in str(app.dataframe[0].value.to_dict())
+    app.button(key="recipe_import_seen").click()
+    done(app)
+    assert "were not run" not in texts(app)
+    app.file_uploader(key="recipe_import_file").upload("bad.py", b"x = \xe9")
+    done(app)
+    app.button(key="recipe_import_now").click()
+    done(app)
+    assert "not UTF-8" in texts(app)
