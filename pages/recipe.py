@@ -44,7 +44,7 @@ except StudioError as error:
     recipe = None
     draw_fault(error, text)
 
-can_start = recipe is not None and draw_preflight(workspace, recipe)
+can_start = recipe is not None and draw_preflight(workspace, recipe, lambda changes: change_fields(workspace, name, changes))
 form, beside = st.columns(2, gap="large")
 with form:
     if recipe is None:

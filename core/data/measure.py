@@ -84,14 +84,14 @@ def measure_rows(rows: Sequence[dict[str, Any]], encoder: Encoder, train_on: Tra
 
 @lru_cache(maxsize=4)
 def read_encoder(folder: Path, system: str | None, stamp: int) -> Encoder:
-    """The encoder of a model folder, kept while its tokenizer file stays the same (`stamp`: its time of change in ns)."""
+    """The encoder of a model folder, kept while its files stay the same (`stamp`: their times of change in ns)."""
     return Encoder.from_folder(folder, system)
 
 
 def encoder_of(folder: Path, system: str | None = None) -> Encoder:
     """The encoder of a model folder; reading a tokenizer takes 0.1 to 1 s, so the last few are kept."""
-    path = folder / "tokenizer.json"
-    return read_encoder(folder, system, path.stat().st_mtime_ns if path.exists() else 0)
+    paths = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")]
+    return read_encoder(folder, system, hash(tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)))
 
 
 @lru_cache(maxsize=32)

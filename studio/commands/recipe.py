@@ -12,13 +12,15 @@ from core.errors import StudioError
 from core.recipe.checks import check_recipe
 from core.recipe.diff import diff_recipes
 from core.recipe.files import change_recipe, dump_recipe, find_recipe, presets, save_recipe
+from core.recipe.fit import propose_fit
 from core.recipe.forecast import Forecast, forecast
 from core.recipe.imported import save_imported
 from core.recipe.schema import Recipe
+from core.recipe.trial import start_trial
 from core.recipe.xtuner import ImportedConfig, import_file
 from core.recipe.xtuner_notes import KINDS
 from core.workspace import Workspace
-from studio.terminal import JsonOption, WorkspaceOption, duration, print_json, print_table, say
+from studio.terminal import JsonOption, WorkspaceOption, duration, follow, print_json, print_table, say
 
 app = typer.Typer(no_args_is_help=True, help="Recipes: presets, new ones, checks, differences.")
 DataOption = Annotated[str | None, typer.Option("--data", help="Dataset to use in every source.")]
@@ -101,11 +103,64 @@ def _print_forecast(recipe: Recipe, known: Forecast) -> None:
     say(f"{len(plan.snapshot_steps)} snapshots, at {', '.join(map(str, plan.snapshot_steps))}.")
     if known.snapshot_bytes is not None and known.disk_bytes is not None:
         say(f"Disk: {known.snapshot_bytes / 1e6:.0f} MB a snapshot, {known.disk_bytes / 1e9:.1f} GB in all.")
-    if known.least_memory_bytes is not None:
-        seen = f"; {known.memory_bytes / 1e9:.1f} GB at its peak in {known.measured_on}" if known.memory_bytes else ""
-        say(f"Memory: at least {known.least_memory_bytes / 1e9:.1f} GB before activations{seen}.")
-    say(f"Time: about {duration(known.seconds)} on {known.device}, at the pace of {known.measured_on}." if known.seconds else
-        "Time: measured after the first run of this model on this device.")
+    if known.memory is not None and known.memory_bytes is not None:
+        parts = {part: size for part, size in asdict(known.memory).items() if size >= 5e6}
+        say(f"Memory: {'about ' if known.basis == 'arithmetic' else ''}{known.memory_bytes / 1e9:.2f} GB at the peak. By arithmetic: "
+            + ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items()) + ".")
+    if known.seconds is None:
+        say(f"Time on {known.device}: this GPU is not known; measure it with sweetspot recipe estimate --measure.")
+    else:
+        said = {"trial": f"measured by {known.measured_on}", "run": f"at the pace of {known.measured_on}",
+                "arithmetic": "a guess from arithmetic; --measure measures it"}[known.basis or "arithmetic"]
+        say(f"Time: about {duration(known.seconds)} on {known.device}, {said}.")
+
+
+@app.command()
+def estimate(name: str, measure: Annotated[bool, typer.Option("--measure", help="Try three updates on the device itself.")] = False,
+             data: DataOption = None, set_: SetOption = [], json: JsonOption = False, workspace: WorkspaceOption = None) -> None:  # noqa: B006
+    """Say what a training will take: updates, exposures, tokens, snapshots, disk, memory by part, time.
+
+    Example: sweetspot recipe estimate identity-lesson-cpu --data alex --measure
+    """
+    place = Workspace.open(workspace)
+    recipe = adapted(find_recipe(place, name), data, set_)
+    if measure:
+        follow(start_trial(place, recipe), is_silent=json)
+    known = forecast(place, recipe)
+    if json:
+        print_json(_forecast_json(known))
+    else:
+        _print_forecast(recipe, known)
+
+
+@app.command()
+def fit(name: str, apply: Annotated[bool, typer.Option("--apply", help="Write the proposal into the recipe.")] = False,
+        data: DataOption = None, set_: SetOption = [], json: JsonOption = False, workspace: WorkspaceOption = None) -> None:  # noqa: B006
+    """Propose rows at a time and recomputed activations for this machine; the effective batch stays the same.
+
+    Example: sweetspot recipe fit mine --apply
+    """
+    place = Workspace.open(workspace)
+    recipe = adapted(find_recipe(place, name), data, set_)
+    found = propose_fit(place, recipe)
+    path = save_recipe(place, name, change_recipe(recipe, found.changes)) if apply and found.changes else None
+    if json:
+        print_json({"changes": found.changes, "rows": found.rows, "accumulated": found.accumulated, "memory_bytes": found.memory_bytes,
+                    "free_bytes": found.free_bytes, "gain": found.gain, "notes": [str(note) for note in found.notes],
+                    "path": path and str(path)})
+        return
+    say(f"{found.rows} rows at a time, {found.accumulated} times an update: about {found.memory_bytes / 1e9:.1f} of "
+        f"{found.free_bytes / 1e9:.1f} GB.")
+    for field, value in found.changes.items():
+        say(f"  {field}: {value}")
+    if found.gain is not None and found.is_worth_it:
+        say(f"About {found.gain:.1f} times as fast, by arithmetic; the updates are the same.")
+    elif not found.changes:
+        say("Nothing to change.")
+    for note in found.notes:
+        say(str(note))
+    if path is not None:
+        say(f"Written to {path}.")
 
 
 @app.command()
