@@ -1,0 +1,122 @@
+"""How far estimates are from real runs: `python benchmarks/estimates.py` (add `--device cuda` on a GPU machine).
+
+For each recipe: the estimate by arithmetic, then the estimate after a trial, then the run itself, each as a job of its own as the studio
+does it. Prints one table of memory and time with their errors, and the worst of each. Needs the embedded model, or `--model FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.data.persona import Persona
+from core.data.store import save_persona
+from core.jobs.launch import wait_for_job
+from core.models.catalogue import find_local_base
+from core.models.prepare import prepare_once
+from core.recipe import Recipe, build_recipe, change_recipe
+from core.recipe.forecast import forecast
+from core.recipe.pace import estimate_seconds
+from core.recipe.trial import start_trial
+from core.train.create import start_run
+from core.workspace import Workspace
+
+# What differs from recipe to recipe: method, rows at a time, length, memory. `updates` keeps each run near half a minute on two cores.
+RECIPES: dict[str, dict[str, Any]] = {
+    "LoRA, 4 rows": {},
+    "LoRA, 8 rows, packed": {"schedule.effective_batch": 8, "data.packing": True},
+    "LoRA, 8 rows, recomputed": {"schedule.effective_batch": 8, "device.checkpointing": "on"},
+    "LoRA rank 128, 16 rows, 4 at a time": {"method.rank": 128, "method.alpha": 128, "schedule.effective_batch": 16,
+                                            "device.micro_batch": 4, "schedule.updates": 6},
+    "LoRA on attention, 2 rows": {"method.targets": ["q_proj", "v_proj"], "method.rank": 8, "schedule.effective_batch": 2},
+    "DoRA, 4 rows": {"method.dora": True, "method.rank": 8, "method.alpha": 16},
+    "full, 4 rows": {"method.kind": "full", "schedule.learning_rate": 1e-5, "snapshots.count": 1},
+    "QLoRA (nf4), 4 rows": {"model.quantization": "nf4", "schedule.updates": 6},
+}
+UPDATES = 10
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One recipe: what was said and what was. Bytes and seconds."""
+
+    name: str
+    counted_bytes: int
+    counted_seconds: float | None
+    tried_bytes: int
+    tried_seconds: float
+    real_bytes: int
+    real_seconds: float
+
+    def row(self) -> list[str]:
+        def error(said: float | None, was: float) -> str:
+            return "-" if said is None else f"{100 * (said / was - 1):+.0f} %"
+
+        memory, seconds = f"{self.real_bytes / 1e9:.2f}", f"{self.real_seconds:.0f}"
+        return [self.name, memory, error(self.counted_bytes, self.real_bytes), error(self.tried_bytes, self.real_bytes),
+                seconds, error(self.counted_seconds, self.real_seconds), error(self.tried_seconds, self.real_seconds)]
+
+
+def base_recipe(model: str, device: str, updates: int) -> Recipe:
+    return build_recipe({
+        "model": {"source": model}, "method": {"rank": 16, "alpha": 32}, "data": {"sources": [{"dataset": "alex"}], "max_length": 256},
+        "schedule": {"effective_batch": 4, "updates": updates, "learning_rate": 2e-4}, "snapshots": {"count": 3},
+        "device": {"kind": device}})
+
+
+def compare(workspace: Workspace, name: str, recipe: Recipe) -> Compared:
+    """Estimate, try, run."""
+    counted = forecast(workspace, recipe)
+    wait_for_job(start_trial(workspace, recipe))
+    tried = forecast(workspace, recipe)
+    run = start_run(workspace, recipe, "estimates")
+    state = wait_for_job(run)
+    assert counted.memory and tried.memory_bytes and tried.seconds and state.started and state.ended
+    base = find_local_base(workspace, recipe.model.source)
+    assert base is not None
+    seconds = estimate_seconds(base, recipe, counted.device, counted.tokens or 0, counted.trained_tokens or 0, counted.longest_tokens or 1)
+    return Compared(name, counted.memory.total, seconds, tried.memory_bytes, tried.seconds,
+                    max(record["memory_bytes"] for record in run.metrics()), state.ended - state.started)
+
+
+def print_table(found: list[Compared]) -> None:
+    head = ["recipe", "memory, GB", "arithmetic", "trial", "time, s", "arithmetic", "trial"]
+    for cells in (head, ["---"] * len(head), *(one.row() for one in found)):
+        print("| " + " | ".join(cells) + " |", flush=True)
+    memory = max(abs(one.tried_bytes / one.real_bytes - 1) for one in found)
+    seconds = max(abs(one.tried_seconds / one.real_seconds - 1) for one in found)
+    print(f"worst after a trial: memory {100 * memory:.0f} %, time {100 * seconds:.0f} %, over {len(found)} recipes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--model", default="embedded", help="a model folder, or a name in the workspace")
+    parser.add_argument("--workspace", type=Path, help="use this one instead of a temporary one")
+    parser.add_argument("--updates", type=int, default=UPDATES)
+    parser.add_argument("--only", action="append", default=[], help="a recipe's name, or a part of it; may be repeated")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        workspace = Workspace.open(arguments.workspace or Path(temporary))
+        if find_local_base(workspace, arguments.model) is None:
+            wait_for_job(prepare_once(workspace))
+        if not (workspace.datasets / "alex").exists():
+            save_persona(workspace, Persona(name="Alex", languages=["en", "zh"]), [], "alex")
+        found = []
+        for name, changes in RECIPES.items():
+            if arguments.only and not any(part in name for part in arguments.only):
+                continue
+            changed = {"schedule.updates": arguments.updates} | changes
+            recipe = base_recipe(arguments.model, arguments.device, arguments.updates)
+            found.append(compare(workspace, name, change_recipe(recipe, changed)))
+            print("done:", " ".join(found[-1].row()), flush=True)
+        print(json.dumps([vars(one) for one in found])) if arguments.json else print_table(found)
+
+
+if __name__ == "__main__":
+    main()
