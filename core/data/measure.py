@@ -28,6 +28,7 @@ class Measure:
         trained: how many of them are trained.
         first_trained: tokens before the first trained one.
         refused: place -> why the chat template refuses the row.
+        documents: how many of the counted rows are plain documents, which are not cut but taken in pieces.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Measure:
     trained: list[int] = field(default_factory=list)
     first_trained: list[int] = field(default_factory=list)
     refused: dict[int, Text] = field(default_factory=dict)
+    documents: int = 0
 
     @property
     def is_sample(self) -> bool:
@@ -53,6 +55,12 @@ class Measure:
         """Mean tokens per row when each is cut at `limit`."""
         return sum(min(tokens, limit) for tokens in self.tokens) / max(1, len(self.tokens))
 
+    def mean_pieces(self, limit: int) -> float:
+        """Rows that a training makes of one: a document longer than `limit` becomes several, each beginning with the last token before."""
+        if not self.documents:
+            return 1.0
+        return sum(max(1, -(-(tokens - 1) // max(1, limit - 1))) for tokens in self.tokens) / max(1, len(self.tokens))
+
     def cut_at(self, limit: int) -> list[int]:
         """Places of the rows that are longer than `limit` tokens."""
         return [place for place, tokens in zip(self.places, self.tokens, strict=True) if tokens > limit]
@@ -68,6 +76,7 @@ def measure_rows(rows: Sequence[dict[str, Any]], encoder: Encoder, train_on: Tra
     measure = Measure(len(rows))
     for place in range(0, len(rows), step):
         measure.places.append(place)
+        measure.documents += "text" in rows[place]
         try:
             encoded = encoder.encode_row(rows[place], train_on)
         except StudioError as error:

@@ -89,7 +89,7 @@ def _lengths(workspace: Workspace, recipe: Recipe, dataset: Dataset, index: int)
             "The model's chat template refuses {count} of {seen} rows of {name}, and the training would not start.",
             count=len(measure.refused), seen=seen, name=dataset.card.name),
             Text("Remove them on the Data page, under Checks."), f"data.sources[{index}].dataset")
-    if cut:
+    if cut and not measure.documents:
         yield Finding("cut_rows", "warning", Text(
             "{count} of {seen} rows of {name} are longer than {limit} tokens and lose their end; {lost} lose the whole answer.",
             count=cut, seen=seen, name=dataset.card.name, limit=limit, lost=lost),

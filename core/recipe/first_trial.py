@@ -5,7 +5,6 @@ from __future__ import annotations
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.recipe.forecast import forecast
-from core.recipe.memory import gpu_count
 from core.recipe.schema import Recipe
 from core.recipe.trial import LONG_SECONDS, start_trial
 from core.workspace import Workspace
@@ -21,5 +20,4 @@ def measure_first(workspace: Workspace, recipe: Recipe) -> Job | None:
     except StudioError:
         return None  # the start will say what is wrong
     is_long = known.basis == "arithmetic" and known.seconds is not None and known.seconds >= LONG_SECONDS
-    is_divided = gpu_count(recipe) > 1 and recipe.device.zero > 0
-    return start_trial(workspace, recipe) if is_long and not is_divided else None
+    return start_trial(workspace, recipe) if is_long else None

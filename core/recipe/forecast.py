@@ -27,6 +27,7 @@ from core.recipe.schema import Recipe, Source
 from core.recipe.trial import read_trial
 from core.runs import Run, list_runs
 from core.train.create import needed_bytes, snapshot_bytes
+from core.train.devices import choose_devices
 from core.workspace import Workspace, read_json
 
 _RUNS_LOOKED_AT = 40
@@ -110,8 +111,11 @@ def selected_rows(card: Card, source: Source) -> int:
 
 
 def run_device(recipe: Recipe) -> str:
-    """The device a run of this recipe waits for."""
-    return "cpu" if recipe.device.kind == "cpu" else device_name()
+    """The devices a run of this recipe waits for, as in `cuda:0,cuda:1`."""
+    try:
+        return choose_devices(recipe).name
+    except StudioError:  # this machine has fewer; the checks say so
+        return device_name()
 
 
 def _sized(workspace: Workspace, recipe: Recipe, known: Forecast) -> Forecast:
@@ -126,11 +130,10 @@ def _is_embedded(recipe: Recipe) -> bool:
 
 
 def free_bytes(device: str) -> int:
-    """Memory of the device that is free now; on a processor, without what the libraries of a worker will take."""
+    """Memory that is free now, on the fullest of the devices; on a processor, without what the libraries of a worker will take."""
     if device == "cpu":
         return int(psutil.virtual_memory().available - RUNTIME_BYTES)
-    gpus = read_gpus()
-    return gpus[0].free_bytes if gpus else 0
+    return min((gpu.free_bytes for gpu in read_gpus() if f"cuda:{gpu.index}" in device.split(",")), default=0)
 
 
 def _counted(workspace: Workspace, recipe: Recipe, known: Forecast) -> Forecast:
@@ -142,12 +145,25 @@ def _counted(workspace: Workspace, recipe: Recipe, known: Forecast) -> Forecast:
     measures = [measure_dataset(load_dataset(workspace, source.dataset), encoder, source.groups, recipe.data.train_on)
                 for source in recipe.data.sources]
     limit = recipe.data.max_length
+    known = _in_pieces(recipe, known, measures)
     rows = known.plan.updates * recipe.schedule.effective_batch
     tokens = rows * sum(use.share * measure.mean_below(limit) for use, measure in zip(known.sources, measures, strict=True))
     trained = rows * sum(use.share * _mean_trained(measure, limit) for use, measure in zip(known.sources, measures, strict=True))
     longest = max(min(limit, max(measure.tokens, default=1)) for measure in measures)
     memory = estimate_memory(base, recipe, known.device, longest, free_bytes(known.device))
     return replace(known, tokens=round(tokens), trained_tokens=round(trained), longest_tokens=longest, memory=memory)
+
+
+def _in_pieces(recipe: Recipe, known: Forecast, measures: list[Measure]) -> Forecast:
+    """Where rows are plain documents, each piece of a long one counts as a row (core.train.rows)."""
+    factors = [measure.mean_pieces(recipe.data.max_length) for measure in measures]
+    if all(factor == 1 for factor in factors):
+        return known
+    counts = [max(1, round(use.rows * factor)) for use, factor in zip(known.sources, factors, strict=True)]
+    plan = plan_updates(recipe, sum(counts))
+    seen = plan.updates * recipe.schedule.effective_batch
+    uses = [replace(use, rows=count, exposures=seen * use.share / count) for use, count in zip(known.sources, counts, strict=True)]
+    return replace(known, plan=plan, sources=uses)
 
 
 def _mean_trained(measure: Measure, limit: int) -> float:

@@ -17,11 +17,11 @@ from core.jobs.active import active_jobs
 from core.jobs.folder import Job, create_job, new_job_id
 from core.jobs.launch import start_job
 from core.jobs.once import one_at_a_time
-from core.machine import device_name, read_gpus
+from core.machine import read_gpus
 from core.recipe.files import dump_recipe
-from core.recipe.memory import gpu_count
 from core.recipe.plan import Plan
 from core.recipe.schema import Recipe
+from core.train.devices import choose_devices
 from core.workspace import Workspace, read_json, write_json, write_text
 
 # Looks at the probes during a training (core.train.watch).
@@ -69,11 +69,10 @@ def fingerprint(workspace: Workspace, recipe: Recipe) -> str:
         StudioError: a dataset is missing.
     """
     schedule = recipe.schedule
-    device = "cpu" if recipe.device.kind == "cpu" else device_name()
-    gpus = read_gpus() if device != "cpu" else []
+    gpus = [] if recipe.device.kind == "cpu" else read_gpus()
     rows = [load_dataset(workspace, source.dataset).card.sha256 for source in recipe.data.sources]
     kind = [recipe.model.model_dump(), recipe.method.model_dump(), recipe.data.model_dump(), rows, schedule.effective_batch,
-            recipe.device.model_dump(), device, gpus[0].name if gpus else ""]
+            recipe.device.model_dump(), gpus[0].name if gpus else "cpu"]
     return hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -99,19 +98,14 @@ def start_trial(workspace: Workspace, recipe: Recipe) -> Job:
     """Start measuring this recipe, or give the job that is doing it.
 
     Raises:
-        StudioError: a dataset is missing, or the recipe divides the model among GPUs, which one process cannot try.
+        StudioError: a dataset is missing, or this machine has not the devices that the recipe asks for.
     """
-    if gpu_count(recipe) > 1 and recipe.device.zero:
-        raise StudioError("A trial runs in one process, and this recipe divides the model among {count} GPUs.",
-                          "Try it with device.gpus: auto and device.zero: 0, or start it with schedule.updates: 3.",
-                          count=gpu_count(recipe))
     with one_at_a_time(workspace, "trial"):
-        key = fingerprint(workspace, recipe)
         running = active_trial(workspace, recipe)
         if running is not None:
             return running
-        device = "cpu" if recipe.device.kind == "cpu" else device_name()
-        job = create_job(workspace.jobs / new_job_id("trial", recipe.data.sources[0].dataset), "trial", {"fingerprint": key}, device)
+        job = create_job(workspace.jobs / new_job_id("trial", recipe.data.sources[0].dataset), "trial",
+                         {"fingerprint": fingerprint(workspace, recipe)}, choose_devices(recipe).name)
         write_text(job.folder / "recipe.yaml", dump_recipe(recipe))
         start_job(job)
         return job
@@ -119,8 +113,8 @@ def start_trial(workspace: Workspace, recipe: Recipe) -> Job:
 
 def active_trial(workspace: Workspace, recipe: Recipe) -> Job | None:
     """The trial of such a recipe that waits or runs."""
+    trials = [job for job, state in active_jobs(workspace) if state.kind == "trial"]
+    if not trials:
+        return None
     key = fingerprint(workspace, recipe)
-    for job, state in active_jobs(workspace):
-        if state.kind == "trial" and job.spec().get("fingerprint") == key:
-            return job
-    return None
+    return next((job for job in trials if job.spec().get("fingerprint") == key), None)

@@ -33,8 +33,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def show_gpus(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu]) -> None:
     for module in ("checks", "forecast", "pace", "trial"):
         monkeypatch.setattr(f"core.recipe.{module}.read_gpus", lambda: gpus)
-    for module in ("forecast", "trial"):
-        monkeypatch.setattr(f"core.recipe.{module}.device_name", lambda: "cuda:0" if gpus else "cpu")
+    monkeypatch.setattr("core.train.devices.read_gpus", lambda: gpus)
+    monkeypatch.setattr("core.recipe.forecast.device_name", lambda: "cuda:0" if gpus else "cpu")
 
 
 @pytest.fixture
