@@ -78,7 +78,8 @@ def compare(workspace: Workspace, name: str, recipe: Recipe) -> Compared:
     assert counted.memory and tried.memory_bytes and tried.seconds and state.started and state.ended
     base = find_local_base(workspace, recipe.model.source)
     assert base is not None
-    seconds = estimate_seconds(base, recipe, counted.device, counted.tokens or 0, counted.trained_tokens or 0, counted.longest_tokens or 1)
+    seconds = estimate_seconds(base, recipe, counted.device, counted.tokens or 0, counted.trained_tokens or 0, counted.longest_tokens or 1,
+                               counted.plan.looks)
     return Compared(name, counted.memory.total, seconds, tried.memory_bytes, tried.seconds,
                     max(record["memory_bytes"] for record in run.metrics()), state.ended - state.started)
 

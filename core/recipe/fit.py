@@ -14,7 +14,7 @@ from core.models.catalogue import find_local_base
 from core.recipe.files import change_recipe
 from core.recipe.forecast import Forecast, forecast, free_bytes
 from core.recipe.memory import USABLE_SHARE, estimate_memory, gpu_count
-from core.recipe.pace import estimate_seconds
+from core.recipe.pace import training_seconds
 from core.recipe.schema import Recipe
 from core.words import Text
 from core.workspace import Workspace
@@ -91,7 +91,7 @@ def _accumulations(rows: int) -> list[int]:
 
 def _fit(recipe: Recipe, tried: Recipe, base: Path, known: Forecast, found: tuple[int, int, int, int]) -> Fit:
     rows, accumulated, needed, free = found
-    now, then = (estimate_seconds(base, one, known.device, known.tokens or 0, known.trained_tokens or 0, known.longest_tokens or 1)
+    now, then = (training_seconds(base, one, known.device, known.tokens or 0, known.trained_tokens or 0, known.longest_tokens or 1)
                  for one in (recipe, tried))
     gain = now / then if now and then else None
     was_smaller = recipe.device.micro_batch is not None and recipe.device.micro_batch < rows

@@ -184,7 +184,8 @@ def _measured(workspace: Workspace, recipe: Recipe, known: Forecast) -> Forecast
     if like is not None:
         run, speed, memory = like
         return replace(known, seconds=known.tokens / speed, memory_bytes=memory, basis="run", measured_on=run.id)
-    seconds = estimate_seconds(base, recipe, known.device, known.tokens, known.trained_tokens or 0, known.longest_tokens or 1)
+    seconds = estimate_seconds(base, recipe, known.device, known.tokens, known.trained_tokens or 0, known.longest_tokens or 1,
+                               known.plan.looks)
     return replace(known, seconds=seconds, memory_bytes=known.memory.total, basis="arithmetic")
 
 

@@ -157,7 +157,7 @@ def _with_tokens(folder: Path, recipe: Recipe, device: str, tokens: int) -> Memo
     weights = shape.parameters * held
     if is_quantised:
         rest = shape.parameters - shape.linear_parameters
-        weights = shape.linear_parameters * QUANTISED_BYTES[recipe.model.quantization] + rest * (4.0 if on_cpu else computed)
+        weights = shape.linear_parameters * QUANTISED_BYTES[recipe.model.quantization] + rest * 4.0  # PEFT widens what is not quantised
     values = activation_values(shape, 0 if is_full else recipe.method.rank)
     kept = shape.layers * shape.hidden + values if recipe.device.checkpointing == "on" else shape.layers * values
     positions = min(HEAD_POSITIONS, tokens)

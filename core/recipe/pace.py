@@ -10,7 +10,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-from core.machine import read_gpus
+from core.machine import processor_threads, read_gpus
 from core.recipe.memory import Shape, gpu_count, micro_batch_tokens, read_shape
 from core.recipe.schema import Recipe
 
@@ -20,15 +20,37 @@ _PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "H800": 989e12, "A100
           "V100": 125e12}
 # Of the peak: the course's job at 57,000 tokens a second on an H100 is 0.38 of its data sheet.
 _GPU_SHARE = 0.35
-# Of a plain matrix product in float32 on this processor, measured by benchmarks/estimates.py.
-_CPU_SHARE = 0.6
+# Of small float32 products on all cores, which a training gets: 58 of 174 GFLOP/s with the embedded model on two cores.
+_CPU_SHARE = 0.33
+# From the start of the job to its first update: libraries, model, data. Measured with the embedded model on two cores.
+_STARTUP_SECONDS = 7.0
+# A look at the probes reads 16 prompts and writes a few words, one by one: as much work as reading so many tokens (same measurement).
+_LOOK_TOKENS = 800
 # A layer's kernels are started one by one: so long per layer and micro-batch on a GPU, there and back. XTuner's 2,650 tokens a second at
 # one row of 1,024 are 16 ms for each of 24 layers.
 _START_SECONDS = 0.008
+# Small products by which a processor is measured, in one stretch.
+_PRODUCTS = 200
 
 
-def estimate_seconds(folder: Path, recipe: Recipe, device: str, tokens: float, trained: float, longest: int) -> float | None:
-    """Seconds for reading `tokens` tokens in training, of which `trained` go through the output head; None for a GPU that is not known.
+def estimate_seconds(folder: Path, recipe: Recipe, device: str, tokens: float, trained: float, longest: int, looks: int) -> float | None:
+    """Seconds of a whole training job with `looks` looks at the probes; see `training_seconds`."""
+    training, rate = training_seconds(folder, recipe, device, tokens, trained, longest), operations_per_second(device)
+    if training is None or rate is None:
+        return None
+    return _STARTUP_SECONDS + training + looks * _LOOK_TOKENS * 2.0 * read_shape(folder).parameters / rate
+
+
+def training_seconds(folder: Path, recipe: Recipe, device: str, tokens: float, trained: float, longest: int) -> float | None:
+    """Seconds of the updates themselves; None for a GPU that is not known.
+
+    Args:
+        folder: of the base model.
+        recipe: says method, recomputing and how many GPUs share the work.
+        device: `cpu`, or GPUs.
+        tokens: read in all updates together.
+        trained: of these, how many go through the output head.
+        longest: tokens of the longest row.
 
     Raises:
         StudioError: the folder is no model.
@@ -63,16 +85,20 @@ def operations_per_second(device: str) -> float | None:
 
 @cache
 def processor_rate() -> float:
-    """Operations per second of a matrix product of a layer's size on this processor; measured once, in some 20 ms."""
+    """Operations per second of small float32 matrix products on all cores of this processor; measured once, in some 30 ms.
+
+    They are too small for the library to spread over cores, so that a busy machine does not slow them down many times over; the best of
+    short stretches on one core is multiplied by the number of cores.
+    """
     import numpy as np
 
-    left, right = np.ones((256, 1024), np.float32), np.ones((1024, 1024), np.float32)
-    left @ right  # threads and caches wake up
-    best = min(_seconds(left, right) for _ in range(4))
-    return 2.0 * 256 * 1024 * 1024 / best
+    matrix = np.ones((64, 64), np.float32)
+    best = min(_stretch_seconds(matrix) for _ in range(8))
+    return _PRODUCTS * 2.0 * 64**3 / best * processor_threads()
 
 
-def _seconds(left, right) -> float:
+def _stretch_seconds(matrix) -> float:
     began = time.perf_counter()
-    left @ right
+    for _ in range(_PRODUCTS):
+        matrix @ matrix
     return time.perf_counter() - began

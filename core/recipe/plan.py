@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from core.errors import StudioError
 from core.recipe.schema import Recipe
 
+_MOST_LOOKS = 9
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -25,6 +27,13 @@ class Plan:
     snapshot_steps: list[int]
     exposures_per_row: float
     warmup_updates: int
+
+
+    @property
+    def looks(self) -> int:
+        """How often the probes are looked at during the training, at most (core.train.watch)."""
+        snapshots = len(self.snapshot_steps)
+        return -(-snapshots // max(1, -(-snapshots // _MOST_LOOKS)))
 
 
 def plan_updates(recipe: Recipe, rows: int) -> Plan:

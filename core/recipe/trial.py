@@ -24,8 +24,6 @@ from core.recipe.schema import Recipe
 from core.train.devices import choose_devices
 from core.workspace import Workspace, read_json, write_json, write_text
 
-# Looks at the probes during a training (core.train.watch).
-_MOST_LOOKS = 9
 # A run of this length deserves to be measured first; a trial takes a minute or less.
 LONG_SECONDS = 600.0
 
@@ -56,10 +54,8 @@ class Measured:
 
     def seconds(self, tokens: float, plan: Plan) -> float:
         """Of a whole training of `tokens` tokens, from the start of its job to its end."""
-        snapshots = len(plan.snapshot_steps)
-        looks = -(-snapshots // max(1, -(-snapshots // _MOST_LOOKS)))
-        return (self.startup_seconds + self.warmup_seconds + tokens * self.seconds_per_token + snapshots * self.snapshot_seconds
-                + looks * self.look_seconds)
+        return (self.startup_seconds + self.warmup_seconds + tokens * self.seconds_per_token
+                + len(plan.snapshot_steps) * self.snapshot_seconds + plan.looks * self.look_seconds)
 
 
 def fingerprint(workspace: Workspace, recipe: Recipe) -> str:

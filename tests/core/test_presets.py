@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from core.workspace import Workspace, read_jsonl
 from tests.core.conftest import save_tiny_dataset
 
 UPDATES = 2
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def on_tiny_model(recipe: Recipe, model: Path) -> Recipe:
@@ -50,3 +52,12 @@ def test_every_preset_trains(workspace: Workspace, tiny_model: Path) -> None:
 def test_presets_for_a_size_of_gpu_quantise_and_recompute(name: str, gigabytes: int) -> None:
     recipe = load_preset(name)
     assert recipe.model.quantization == "nf4" and recipe.device.checkpointing == "on" and str(gigabytes) in name
+
+
+def test_the_documentation_lists_presets_and_findings() -> None:
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    for preset in presets():
+        assert f"| `{preset.name}` | {preset.title} | {preset.summary} |" in text, preset.name
+    found = {code for path in (ROOT / "core/recipe").glob("*.py")
+             for code in re.findall(r'Finding\("([a-z0-9_]+)"', path.read_text(encoding="utf-8"))}
+    assert len(found) >= 35 and not [code for code in sorted(found) if f"`{code}`" not in text]
