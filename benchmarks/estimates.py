@@ -1,4 +1,5 @@
-"""How far estimates are from real runs: `python benchmarks/estimates.py` (add `--device cuda` on a GPU machine).
+"""How far estimates are from real runs: `python benchmarks/estimates.py`; on a GPU, where no model can be fetched:
+`python benchmarks/estimates.py --device cuda --random internlm2-1.8b --length 1024`.
 
 For each recipe: the estimate by arithmetic, then the estimate after a trial, then the run itself, each as a job of its own as the studio
 does it. Prints one table of memory and time with their errors, and the worst of each. Needs the embedded model, or `--model FOLDER`.
@@ -12,6 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from random_model import SHAPES, save_random_rows, write_random_model
 
 from core.data.persona import Persona
 from core.data.store import save_persona
@@ -61,9 +64,10 @@ class Compared:
                 seconds, error(self.counted_seconds, self.real_seconds), error(self.tried_seconds, self.real_seconds)]
 
 
-def base_recipe(model: str, device: str, updates: int) -> Recipe:
+def base_recipe(model: str, dataset: str, length: int, device: str, updates: int) -> Recipe:
     return build_recipe({
-        "model": {"source": model}, "method": {"rank": 16, "alpha": 32}, "data": {"sources": [{"dataset": "alex"}], "max_length": 256},
+        "model": {"source": model}, "method": {"rank": 16, "alpha": 32},
+        "data": {"sources": [{"dataset": dataset}], "max_length": length},
         "schedule": {"effective_batch": 4, "updates": updates, "learning_rate": 2e-4}, "snapshots": {"count": 3},
         "device": {"kind": device}})
 
@@ -93,10 +97,28 @@ def print_table(found: list[Compared]) -> None:
     print(f"worst after a trial: memory {100 * memory:.0f} %, time {100 * seconds:.0f} %, over {len(found)} recipes")
 
 
+def prepare(workspace: Workspace, arguments: argparse.Namespace) -> tuple[str, str]:
+    """The model and the dataset to train on, made where they are not there yet."""
+    if arguments.random:
+        folder, dataset = workspace.models / arguments.random, f"random-{arguments.length}"
+        if not folder.exists():
+            write_random_model(folder, arguments.random)
+        if not (workspace.datasets / dataset).exists():
+            save_random_rows(workspace, dataset, 200, arguments.length)
+        return str(folder), dataset
+    if find_local_base(workspace, arguments.model) is None:
+        wait_for_job(prepare_once(workspace))
+    if not (workspace.datasets / "alex").exists():
+        save_persona(workspace, Persona(name="Alex", languages=["en", "zh"]), [], "alex")
+    return arguments.model, "alex"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", default="embedded", help="a model folder, or a name in the workspace")
+    parser.add_argument("--random", choices=tuple(SHAPES), help="random weights in this shape, and random rows")
+    parser.add_argument("--length", type=int, default=256, help="longest row, in tokens")
     parser.add_argument("--workspace", type=Path, help="use this one instead of a temporary one")
     parser.add_argument("--updates", type=int, default=UPDATES)
     parser.add_argument("--only", action="append", default=[], help="a recipe's name, or a part of it; may be repeated")
@@ -104,16 +126,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         workspace = Workspace.open(arguments.workspace or Path(temporary))
-        if find_local_base(workspace, arguments.model) is None:
-            wait_for_job(prepare_once(workspace))
-        if not (workspace.datasets / "alex").exists():
-            save_persona(workspace, Persona(name="Alex", languages=["en", "zh"]), [], "alex")
+        model, dataset = prepare(workspace, arguments)
         found = []
         for name, changes in RECIPES.items():
             if arguments.only and not any(part in name for part in arguments.only):
                 continue
             changed = {"schedule.updates": arguments.updates} | changes
-            recipe = base_recipe(arguments.model, arguments.device, arguments.updates)
+            recipe = base_recipe(model, dataset, arguments.length, arguments.device, arguments.updates)
             found.append(compare(workspace, name, change_recipe(recipe, changed)))
             print("done:", " ".join(found[-1].row()), flush=True)
         print(json.dumps([vars(one) for one in found])) if arguments.json else print_table(found)

@@ -62,7 +62,8 @@ def training_seconds(folder: Path, recipe: Recipe, device: str, tokens: float, t
     needed = tokens * operations_per_token(shape, recipe) + trained * 4.0 * shape.vocabulary * shape.hidden
     seconds = needed / (rate * ranks)
     if device != "cpu":
-        seconds += tokens / ranks / micro_batch_tokens(recipe, longest, device) * shape.layers * _START_SECONDS
+        # A GPU computes while the next kernels are started; it waits for them when there is little to compute.
+        seconds = max(seconds, tokens / ranks / micro_batch_tokens(recipe, longest, device) * shape.layers * _START_SECONDS)
     return seconds
 
 
