@@ -92,6 +92,14 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def has_package(name: str) -> bool:
+    """Whether a package is installed; it is not imported."""
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
 def read_gpus() -> list[Gpu]:
     """NVIDIA GPUs that NVML shows; an empty list without a driver."""
     import pynvml

@@ -10,7 +10,7 @@ from core.recipe.imported import save_imported
 from core.recipe.xtuner import ImportedConfig, import_config
 from core.recipe.xtuner_notes import KINDS
 from core.workspace import Workspace
-from studio.i18n import explain, say_plainly, t, t_plainly
+from studio.i18n import explain, language, say_plainly, t, t_plainly
 from studio.session import RECIPE
 
 _IMPORTED = "recipe_imported"
@@ -28,7 +28,7 @@ def draw_import(workspace: Workspace) -> None:
         if st.button(t("recipe.import_now"), key="recipe_import_now", icon=":material/upload_file:", disabled=file is None):
             try:
                 imported = import_config(file.getvalue().decode("utf-8"), file.name, None, workspace, dataset or None)
-                st.query_params[RECIPE] = save_imported(workspace, imported).stem
+                st.query_params[RECIPE] = save_imported(workspace, imported, None, language()).stem
             except UnicodeDecodeError:
                 st.error(t("recipe.import_no_text"), icon=":material/error:")
             except StudioError as error:

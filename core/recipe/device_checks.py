@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.jobs.queue import holder
-from core.machine import Gpu, gpu_users
+from core.machine import Gpu, gpu_users, has_package
 from core.recipe.finding import Finding
 from core.recipe.forecast import Forecast, free_bytes
 from core.recipe.memory import gpu_count, read_shape
@@ -27,6 +27,12 @@ def check_device(recipe: Recipe, gpus: list[Gpu]) -> Iterator[Finding]:
     if recipe.device.kind == "cuda" and not gpus:
         yield Finding("no_gpu", "error", Text("The recipe asks for an NVIDIA GPU, and this machine shows none."),
                       Text("Set device.kind to auto, or check the driver with `nvidia-smi`."), "device.kind")
+    for is_asked, field, package in ((recipe.model.quantization != "none", "model.quantization", "bitsandbytes"),
+                                     (recipe.device.zero > 0, "device.zero", "deepspeed")):
+        if is_asked and not has_package(package):
+            yield Finding("missing_package", "error", Text("{field} needs the package {package}, which is not installed.",
+                                                           field=field, package=package),
+                          Text("Run `make setup`, or leave the field at its default."), field)
     yield from _quantization(recipe, gpus, on_cpu)
     yield from _number_format(recipe, gpus, on_cpu)
     asked = recipe.device.gpus

@@ -9,7 +9,7 @@ from core.recipe.xtuner import ImportedConfig
 from core.workspace import Workspace, check_name, write_text
 
 
-def save_imported(workspace: Workspace, imported: ImportedConfig, name: str | None = None) -> Path:
+def save_imported(workspace: Workspace, imported: ImportedConfig, name: str | None = None, language: str = "en") -> Path:
     """Write the recipe with its notes as comments; never over another recipe: a taken name gets a number.
 
     Raises:
@@ -21,5 +21,5 @@ def save_imported(workspace: Workspace, imported: ImportedConfig, name: str | No
         number += 1
         free = f"{wanted}-{number}"
     path = workspace.recipes / f"{free}.yaml"
-    write_text(path, imported.to_text())
+    write_text(path, imported.to_text(language))
     return path

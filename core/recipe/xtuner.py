@@ -56,13 +56,13 @@ class ImportedConfig:
     def of_kind(self, kind: str) -> list[ImportNote]:
         return [note for note in self.notes if note.kind == kind]
 
-    def to_text(self) -> str:
+    def to_text(self, language: str = "en") -> str:
         """The recipe as YAML, with what was not taken over as comments above it."""
-        head = ["Imported from an XTuner config. What it says and this recipe does not:"]
-        head += [f"- {note.key}: {note.text}" for note in self.notes if note.kind in ("left_out", "not_run")]
+        head = [Text("Imported from an XTuner config. What it says and this recipe does not:").to(language)]
+        head += [f"- {note.key}: {note.text.to(language)}" for note in self.notes if note.kind in ("left_out", "not_run")]
         # A value of the config must not end the comment it stands in.
         plain = ["".join(char if char.isprintable() else " " for char in line) for line in head]
-        return "".join(f"# {line}\n" for line in plain) + "\n" + dump_recipe(self.recipe)
+        return "".join(f"# {line}\n" for line in plain) + "\n" + dump_recipe(self.recipe, None, language)
 
 
 def import_file(path: Path, gpus: int | None = None, workspace: Workspace | None = None, dataset: str | None = None) -> ImportedConfig:

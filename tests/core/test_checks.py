@@ -148,6 +148,12 @@ def test_what_does_not_fit_and_who_else_is_there(workspace: Workspace, recipe: R
     assert "python (pid 41, 3.0 GB)" in str(shared.text)
 
 
+def test_a_package_that_is_missing(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.recipe.device_checks.has_package", lambda name: False)
+    assert "missing_package" in codes(workspace, recipe, model__quantization="nf4")
+    assert "missing_package" in codes(workspace, recipe, device__zero=2) and "missing_package" not in codes(workspace, recipe)
+
+
 def template_codes(workspace: Workspace, recipe: Recipe, model: Path) -> list[str]:
     return [code for code in codes(workspace, recipe, model__source=str(model)) if "template" in code]
 

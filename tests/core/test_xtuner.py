@@ -232,7 +232,8 @@ def test_the_saved_recipe_says_what_was_left_out_and_harms_nothing(workspace: Wo
     assert path.name == "my-config.yaml" and load_recipe(path) == imported.recipe and imported.recipe.method.kind == "lora"
     assert "# - prompt_template: " in path.read_text(encoding="utf-8") and "was not run" in path.read_text(encoding="utf-8")
     assert save_imported(workspace, imported).name == "my-config-2.yaml", "never over another recipe"
-    assert parse_recipe(imported.to_text(), "x") == imported.recipe
+    assert parse_recipe(imported.to_text(), "x") == imported.recipe == parse_recipe(imported.to_text("zh"), "x")
+    assert "# 从 XTuner 配置导入" in imported.to_text("zh")
     for note in imported.notes:
         assert note.text.to("zh") != str(note.text) or note.text.template == "{value}"
 
