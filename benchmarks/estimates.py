@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from random_model import SHAPES, save_random_rows, write_random_model
 
 from core.data.persona import Persona
@@ -41,6 +42,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "QLoRA (nf4), 4 rows": {"model.quantization": "nf4", "schedule.updates": 6},
 }
 UPDATES = 10
+_CALM_PERCENT, _LONGEST_WAIT = 20.0, 180
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,10 @@ def base_recipe(model: str, dataset: str, length: int, device: str, updates: int
 def compare(workspace: Workspace, name: str, recipe: Recipe) -> Compared:
     """Estimate, try, run."""
     counted = forecast(workspace, recipe)
+    wait_until_calm()
     wait_for_job(start_trial(workspace, recipe))
     tried = forecast(workspace, recipe)
+    wait_until_calm()
     run = start_run(workspace, recipe, "estimates")
     state = wait_for_job(run)
     assert counted.memory and tried.memory_bytes and tried.seconds and state.started and state.ended
@@ -86,6 +90,14 @@ def compare(workspace: Workspace, name: str, recipe: Recipe) -> Compared:
                                counted.plan.looks)
     return Compared(name, counted.memory.total, seconds, tried.memory_bytes, tried.seconds,
                     max(record["memory_bytes"] for record in run.metrics()), state.ended - state.started)
+
+
+def wait_until_calm() -> None:
+    """Other programs on the machine would be measured too; after some minutes they are, and the table is theirs as well."""
+    for _ in range(_LONGEST_WAIT // 3):
+        if psutil.cpu_percent(interval=3) < _CALM_PERCENT:
+            return
+    print("the machine does not come to rest; times are those of a busy one", flush=True)
 
 
 def print_table(found: list[Compared]) -> None:
