@@ -201,6 +201,9 @@ def _read_runtime(config: ReadConfig, notes: Notes) -> None:
     if values.get("load_from"):
         notes.leave("load_from", Text("a recipe begins from its model; import the weights as a model first: {value}",
                                       value=shown(values["load_from"])))
+    if "_base_" in values:
+        notes.leave("_base_", Text("the config builds on another file, which is not read; import the whole one: {value}",
+                                   value=shown(values["_base_"])))
     for name, value in values.items():
         is_own = not isinstance(value, Reference) or name in config.lines
         if is_own and name not in config.used and name not in _HARMLESS and not name.startswith("_"):

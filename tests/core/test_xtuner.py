@@ -225,6 +225,12 @@ def test_what_is_no_config_is_said(tmp_path: Path) -> None:
             import_file(path)
 
 
+def test_a_config_that_builds_on_another_says_so() -> None:
+    assert "not read" in notes_on(import_config("_base_ = '../other.py'" + COURSE, "x.py"), "_base_")[0]
+    inherits = COURSE + "from mmengine.config import read_base\nwith read_base():\n    from .other import *\n"
+    assert "read_base" in str(import_config(inherits, "x.py").of_kind("not_run")[0].text)
+
+
 def test_the_saved_recipe_says_what_was_left_out_and_harms_nothing(workspace: Workspace) -> None:
     text = COURSE.replace("'/root/ft/data/personal_assistant.json'", "'a\\nmethod:\\n  kind: full'") + "\nopen('x\\ny')\nodd = 'a\\n}b'\n"
     imported = import_config(text, "my config.py")
