@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="longest row, in tokens")
     parser.add_argument("--workspace", type=Path, help="use this one instead of a temporary one")
     parser.add_argument("--updates", type=int, default=UPDATES)
-    parser.add_argument("--attempts", type=int, default=2, help="at most, where other programs disturb")
+    parser.add_argument("--attempts", type=int, default=3, help="at most, where other programs disturb")
     parser.add_argument("--only", action="append", default=[], help="a recipe's name, or a part of it; may be repeated")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

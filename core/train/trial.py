@@ -97,12 +97,12 @@ def _save_longest_rows(place: Workspace, recipe: Recipe) -> None:
 
 def _measured(longest: _Try, typical: _Try, imports: float, job: str) -> Measured:
     first, *warm = typical.records
-    tokens = sum(record["tokens"] for record in warm)
     looking = sum(look.get("seconds", 0.0) for look in typical.looks)
     usual = statistics.median(record["seconds"] for record in warm)
     return Measured(
         memory_bytes=max(record["memory_bytes"] for record in longest.records),
-        seconds_per_token=sum(record["seconds"] for record in warm) / tokens,
+        # The median: another program that wakes up for a moment shall not count for the whole run.
+        seconds_per_token=statistics.median(record["seconds"] / record["tokens"] for record in warm),
         startup_seconds=imports + first["time"] - first["seconds"] - typical.began, warmup_seconds=max(0.0, first["seconds"] - usual),
         snapshot_seconds=max(0.0, typical.ended - typical.records[-1]["time"] - looking),
-        look_seconds=looking / max(1, len(typical.looks)), tokens=tokens, job=job)
+        look_seconds=looking / max(1, len(typical.looks)), tokens=sum(record["tokens"] for record in warm), job=job)
