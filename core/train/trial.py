@@ -69,6 +69,17 @@ class _Try:
     records: list[dict[str, Any]]
     looks: list[dict[str, Any]]
 
+    @property
+    def startup(self) -> float:
+        """Seconds until the first update began."""
+        return self.records[0]["time"] - self.records[0]["seconds"] - self.began
+
+    @property
+    def warmup(self) -> float:
+        """Seconds that the first update took longer than the others."""
+        first, *warm = (record["seconds"] for record in self.records)
+        return max(0.0, first - statistics.median(warm))
+
 
 def _train(place: Workspace, recipe: Recipe, recorder: Recorder) -> _Try:
     from core.train.worker import train_job
@@ -96,13 +107,13 @@ def _save_longest_rows(place: Workspace, recipe: Recipe) -> None:
 
 
 def _measured(longest: _Try, typical: _Try, imports: float, job: str) -> Measured:
-    first, *warm = typical.records
+    warm = typical.records[1:]
     looking = sum(look.get("seconds", 0.0) for look in typical.looks)
-    usual = statistics.median(record["seconds"] for record in warm)
     return Measured(
         memory_bytes=max(record["memory_bytes"] for record in longest.records),
         # The median: another program that wakes up for a moment shall not count for the whole run.
         seconds_per_token=statistics.median(record["seconds"] / record["tokens"] for record in warm),
-        startup_seconds=imports + first["time"] - first["seconds"] - typical.began, warmup_seconds=max(0.0, first["seconds"] - usual),
+        # The first of the two wakes the GPU and compiles, the second one asks the probes as well: a run does both.
+        startup_seconds=imports + max(longest.startup, typical.startup), warmup_seconds=max(longest.warmup, typical.warmup),
         snapshot_seconds=max(0.0, typical.ended - typical.records[-1]["time"] - looking),
         look_seconds=looking / max(1, len(typical.looks)), tokens=sum(record["tokens"] for record in warm), job=job)
