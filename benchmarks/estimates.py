@@ -8,6 +8,7 @@ does it. Prints one table of memory and time with their errors, and the worst of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -125,7 +126,11 @@ def _busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
-    """Of this process and of the jobs that have ended."""
+    """Of this process and of the jobs that have ended; an ended child counts once it was waited for."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                child.wait(timeout=5)
     return sum(os.times()[:4])
 
 
