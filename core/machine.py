@@ -27,6 +27,15 @@ class Gpu(BaseModel):
     name: str
     total_bytes: int
     free_bytes: int
+    capability: tuple[int, int] | None = None
+
+
+class GpuUser(BaseModel):
+    """A program that holds memory of a GPU."""
+
+    pid: int
+    name: str
+    used_bytes: int
 
 
 class Machine(BaseModel):
@@ -83,6 +92,14 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def has_package(name: str) -> bool:
+    """Whether a package is installed; it is not imported."""
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
 def read_gpus() -> list[Gpu]:
     """NVIDIA GPUs that NVML shows; an empty list without a driver."""
     import pynvml
@@ -97,12 +114,36 @@ def read_gpus() -> list[Gpu]:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             gpus.append(Gpu(index=index, name=pynvml.nvmlDeviceGetName(handle), total_bytes=int(memory.total),
-                            free_bytes=int(memory.free)))
+                            free_bytes=int(memory.free), capability=pynvml.nvmlDeviceGetCudaComputeCapability(handle)))
     except pynvml.NVMLError:
         pass  # a GPU that is lost, or that this user may not ask: the ones before it count
     finally:
         pynvml.nvmlShutdown()
     return gpus
+
+
+def gpu_users(index: int = 0) -> list[GpuUser]:
+    """Programs that compute on a GPU, as far as the driver tells this user; inside a container it may tell none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        found = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError:
+        found = []
+    finally:
+        pynvml.nvmlShutdown()
+    return [GpuUser(pid=user.pid, name=_process_name(user.pid), used_bytes=int(user.usedGpuMemory or 0)) for user in found]
+
+
+def _process_name(pid: int) -> str:
+    try:
+        return psutil.Process(pid).name()
+    except psutil.Error:
+        return "?"
 
 
 def device_name() -> str:

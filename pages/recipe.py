@@ -10,6 +10,7 @@ from core.recipe.files import parse_recipe
 from studio.i18n import explain, language, t, t_plainly
 from studio.panels import open_page, same_command
 from studio.recipe_form import draw_form
+from studio.recipe_import import draw_import
 from studio.recipe_panels import draw_difference, draw_fault, draw_preflight, draw_yaml
 from studio.recipe_state import (
     change_fields,
@@ -25,6 +26,7 @@ PANELS = ("yaml", "difference")
 
 workspace = open_page("recipe")
 draw_active_preparation(workspace)
+draw_import(workspace)
 name = choose_recipe(workspace)
 take_dataset_from_address(workspace, name)
 try:
@@ -42,7 +44,7 @@ except StudioError as error:
     recipe = None
     draw_fault(error, text)
 
-can_start = recipe is not None and draw_preflight(workspace, recipe)
+can_start = recipe is not None and draw_preflight(workspace, recipe, lambda changes: change_fields(workspace, name, changes))
 form, beside = st.columns(2, gap="large")
 with form:
     if recipe is None:

@@ -25,7 +25,7 @@ Change = Callable[[Callable[[Recipe], dict[str, Any]]], None]
 
 # What one press of + or - adds; the schema knows limits, not habits.
 _STEPS = {"schedule.learning_rate": 1e-5, "schedule.epochs": 0.5, "method.dropout": 0.05, "schedule.weight_decay": 0.01,
-          "schedule.clip_norm": 0.1}
+          "schedule.warmup_ratio": 0.01, "schedule.clip_norm": 0.1}
 _MAY_BE_LEFT_OUT = {"device.micro_batch"}
 _LENGTHS = ("schedule.updates", "schedule.epochs")
 _DROP = "recipe_drop"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import streamlit as st
@@ -11,7 +12,7 @@ from core.data.library import list_datasets
 from core.errors import StudioError
 from core.models.prepare import prepare_once
 from core.recipe.checks import Finding, check_recipe
-from core.recipe.diff import diff_recipes
+from core.recipe.diff import diff_recipes, value_text
 from core.recipe.document import RecipeError
 from core.recipe.draft import on_card
 from core.recipe.files import find_recipe, list_recipes, presets
@@ -21,15 +22,17 @@ from core.recipe.setting import setting_at
 from core.workspace import Workspace
 from studio.i18n import explain, plain, say, say_plainly, t, t_plainly
 from studio.moments import duration
-from studio.recipe_form import show_value
+from studio.recipe_form import Change, show_value
+from studio.recipe_measure import draw_fit, draw_measuring
 
 _MARKS = {"error": (":material/error:", "red"), "warning": (":material/warning:", "orange")}
 _CONTEXT_LINES = 3
+_SMALLEST_PART = 5e6  # bytes; smaller parts of the memory are not named
 YAML_REPLACED = "recipe_yaml_replaced"  # the editor's text before the form changed it, and when that was
 
 
-def draw_preflight(workspace: Workspace, recipe: Recipe) -> bool:
-    """What will happen, and what speaks against it; returns whether it can be started."""
+def draw_preflight(workspace: Workspace, recipe: Recipe, change: Change) -> bool:
+    """What will happen, what speaks against it, and what fits better; returns whether it can be started."""
     findings = check_recipe(workspace, recipe)
     errors = sum(finding.level == "error" for finding in findings)
     with st.container(border=True, key="recipe_preflight"):
@@ -42,7 +45,11 @@ def draw_preflight(workspace: Workspace, recipe: Recipe) -> bool:
         for finding in findings:
             _draw_finding(workspace, finding)
         try:
-            _draw_forecast(forecast(workspace, recipe))
+            known = forecast(workspace, recipe)
+            _draw_forecast(known)
+            if known.memory is not None:
+                draw_measuring(workspace, recipe, known, errors == 0)
+                draw_fit(workspace, recipe, known, change)
         except StudioError:
             pass  # the findings say why nothing can be told
     return errors == 0
@@ -58,11 +65,12 @@ def _draw_finding(workspace: Workspace, finding: Finding) -> None:
 
 
 def _draw_forecast(known: Forecast) -> None:
-    plan = known.plan
+    plan, about = known.plan, "≈ " if known.basis == "arithmetic" else ""
     figures = [("updates", f"{plan.updates:,}"), ("snapshots", str(len(plan.snapshot_steps))),
                ("exposures", t_plainly("recipe.times", count=f"{rounded(plan.exposures_per_row):,}")),
-               ("time", duration(known.seconds) if known.seconds else t_plainly("recipe.unknown")),
-               ("memory", _memory(known)), ("disk", _size(known.disk_bytes) if known.disk_bytes else t_plainly("recipe.unknown"))]
+               ("time", about + duration(known.seconds) if known.seconds else t_plainly("recipe.unknown")),
+               ("memory", about + _size(known.memory_bytes) if known.memory_bytes else t_plainly("recipe.unknown")),
+               ("disk", _size(known.disk_bytes) if known.disk_bytes else t_plainly("recipe.unknown"))]
     with st.container(horizontal=True, gap="medium", key="recipe_figures"):
         for key, value in figures:
             st.metric(t(f"recipe.{key}"), value, help=t(f"recipe.{key}_help"), width="content")
@@ -73,22 +81,18 @@ def _draw_forecast(known: Forecast) -> None:
         st.dataframe([dict(zip((t_plainly(f"recipe.column_{name}") for name in names), (
             use.dataset + (f" ({', '.join(use.groups)})" if use.groups else ""), f"{use.share:.0%}", use.rows, rounded(use.exposures)),
             strict=True)) for use in known.sources], hide_index=True, alt=t_plainly("recipe.sources_alt"))
+    if known.memory is not None:
+        parts = [(t_plainly(f"recipe.part_{part}"), size) for part, size in asdict(known.memory).items() if size >= _SMALLEST_PART]
+        st.caption(t("recipe.parts", parts=", ".join(f"{name} {_size(size)}" for name, size in parts)))
     st.caption(_founded(known))
 
 
 def _founded(known: Forecast) -> str:
     """Where time and memory come from."""
     where = t("recipe.on_device", device=known.device) if known.device != "cpu" else t("recipe.on_processor")
-    if known.measured_on:
-        return where + " " + t("recipe.measured_on", run=known.measured_on)
-    return where + " " + t("recipe.measured_later")
-
-
-def _memory(known: Forecast) -> str:
-    if known.memory_bytes:
-        return _size(known.memory_bytes)
-    least = known.least_memory_bytes
-    return t_plainly("recipe.at_least", size=_size(least)) if least else t_plainly("recipe.unknown")
+    if known.basis is None:
+        return where
+    return where + " " + t(f"recipe.basis_{known.basis}", run=known.measured_on or "")
 
 
 def _size(size_bytes: int) -> str:
@@ -139,16 +143,7 @@ def draw_difference(workspace: Workspace, recipe: Recipe, name: str) -> None:
         st.success(t("recipe.no_difference"), icon=":material/check_circle:")
         return
     columns = [t_plainly(f"recipe.column_{name}") for name in ("field", "theirs", "mine")]
-    st.dataframe([dict(zip(columns, (say_plainly(setting_at(Recipe, change.path).label) + f" ({change.path})", _value(change.a),
-                                     _value(change.b)), strict=True)) for change in changes],
+    st.dataframe([dict(zip(columns, (say_plainly(setting_at(Recipe, change.path).label) + f" ({change.path})", value_text(change.a),
+                                     value_text(change.b)), strict=True)) for change in changes],
                  hide_index=True, alt=t_plainly("recipe.difference_alt"))
 
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_value(entry)}" for key, entry in value.items() if entry is not None)
-    if isinstance(value, list):
-        return ", ".join(map(_value, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ import streamlit as st
 from core.data.library import list_datasets
 from core.errors import StudioError
 from core.recipe.files import find_recipe, list_recipes, presets
+from core.recipe.first_trial import measure_first
 from core.recipe.schema import Recipe
 from core.train.script import Cluster, launch_script
 from core.train.start import on_dataset, plan_on_disk, start_once
@@ -91,6 +92,7 @@ def _draw_plan_and_start(workspace: Workspace, recipe: Recipe, title: str) -> No
     plan = plan_on_disk(workspace, recipe)
     st.markdown(t("train.plan", updates=plan.updates, snapshots=len(plan.snapshot_steps), times=f"{plan.exposures_per_row:.3g}"))
     if st.button(t("train.start"), type="primary", icon=":material/play_arrow:", key="train_start"):
+        measure_first(workspace, recipe)
         run, is_new = start_once(workspace, recipe, title)
         for parameter in (RECIPE, DATASET):
             st.query_params.pop(parameter, None)

@@ -29,6 +29,7 @@ WORK: dict[str, tuple[str, bool]] = {
     "import": ("core.data.import_job:import_job", False),
     "replay": ("core.data.replay:replay_job", True),
     "train": ("core.train.worker:train_job", True),
+    "trial": ("core.train.trial:trial_job", True),
     "judge": ("core.judge.worker:judge_job", True),
     "merge": ("core.merge.worker:merge_job", True),
     "ask": ("core.chat.ask:ask_job", True),

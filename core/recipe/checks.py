@@ -6,18 +6,18 @@ An `error` keeps a run from starting or from meaning anything; a `warning` is a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from core.data.library import Dataset, load_dataset
 from core.data.measure import encoder_of, measure_dataset
 from core.errors import StudioError
-from core.jobs.queue import holder
 from core.machine import read_gpus
 from core.models.catalogue import find_local_base
 from core.models.header import read_header
+from core.recipe.device_checks import check_busy, check_device, check_memory, check_zero
+from core.recipe.finding import Finding
 from core.recipe.forecast import Forecast, forecast, rounded, selected_rows
 from core.recipe.schema import Recipe
+from core.recipe.template_checks import check_template
 from core.train.create import check_disk, lora_parameters
 from core.words import Text
 from core.workspace import Workspace
@@ -34,28 +34,9 @@ _FEW_SNAPSHOTS = 4
 _USUAL_RATES = {"lora": (1e-5, 2e-3), "full": (1e-6, 2e-4)}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing to know before the start.
-
-    Attributes:
-        code: its name, the same in every language: `no_gpu`.
-        level: `error` or `warning`.
-        text: what is wrong, with the numbers.
-        fix: the way out.
-        field: the recipe field that decides it; empty when none does.
-    """
-
-    code: str
-    level: Literal["error", "warning"]
-    text: Text
-    fix: Text
-    field: str = ""
-
-
 def check_recipe(workspace: Workspace, recipe: Recipe) -> list[Finding]:
     """Everything that can be said before the start, errors first."""
-    found = [*_data(workspace, recipe), *_model(workspace, recipe), *_device(recipe), *_rate(recipe)]
+    found = [*_data(workspace, recipe), *_model(workspace, recipe), *check_device(recipe, read_gpus()), *_rate(recipe)]
     try:
         known = forecast(workspace, recipe)
     except StudioError as error:
@@ -64,7 +45,7 @@ def check_recipe(workspace: Workspace, recipe: Recipe) -> list[Finding]:
             found.append(Finding("no_rows", "error", error.problem, error.hint, "data.sources"))
     if known is not None:
         found += [*_length_of_run(recipe, known), *_batch(recipe, known), *_snapshots(recipe, known), *_disk(workspace, recipe, known),
-                  *_busy(workspace, known)]
+                  *check_memory(recipe, known), *check_busy(workspace, known)]
     return sorted(found, key=lambda finding: finding.level)  # "error" < "warning"
 
 
@@ -108,7 +89,7 @@ def _lengths(workspace: Workspace, recipe: Recipe, dataset: Dataset, index: int)
             "The model's chat template refuses {count} of {seen} rows of {name}, and the training would not start.",
             count=len(measure.refused), seen=seen, name=dataset.card.name),
             Text("Remove them on the Data page, under Checks."), f"data.sources[{index}].dataset")
-    if cut:
+    if cut and not measure.documents:
         yield Finding("cut_rows", "warning", Text(
             "{count} of {seen} rows of {name} are longer than {limit} tokens and lose their end; {lost} lose the whole answer.",
             count=cut, seen=seen, name=dataset.card.name, limit=limit, lost=lost),
@@ -143,9 +124,8 @@ def _model(workspace: Workspace, recipe: Recipe) -> Iterator[Finding]:
     except StudioError as error:
         yield Finding("no_model", "error", error.problem, error.hint, "model.source")
         return
-    if not header.has_chat_template:
-        yield Finding("no_template", "error", Text("The model has no chat template; it is a base model, not a chat model."),
-                      Text("Choose the chat (instruct) version of this model."), "model.source")
+    yield from check_template(base, header, recipe)
+    yield from check_zero(recipe, base, header.parameters)
     if header.context_tokens and recipe.data.max_length > header.context_tokens:
         yield Finding("too_long", "warning", Text("Rows may have {limit} tokens, but the model was made for {context}.",
                                                   limit=recipe.data.max_length, context=header.context_tokens),
@@ -158,24 +138,6 @@ def _not_here_yet(source: str) -> Finding:
                        Text("Check that this machine has a network, or copy the model here and name its folder."), "model.source")
     return Finding("not_prepared", "error", Text("The embedded model is not prepared yet."),
                    Text("Prepare it once; it takes about 20 seconds."), "model.source")
-
-
-def _device(recipe: Recipe) -> Iterator[Finding]:
-    has_gpu = bool(read_gpus())
-    on_cpu = recipe.device.kind == "cpu" or not has_gpu
-    if recipe.device.kind == "cuda" and not has_gpu:
-        yield Finding("no_gpu", "error", Text("The recipe asks for an NVIDIA GPU, and this machine shows none."),
-                      Text("Set device.kind to auto, or check the driver with `nvidia-smi`."), "device.kind")
-    if recipe.model.quantization != "none" and recipe.method.kind == "full":
-        yield Finding("frozen_weights", "error", Text("Quantised weights cannot be trained; only an adapter over them can."),
-                      Text("Choose LoRA, or full precision."), "model.quantization")
-    elif recipe.model.quantization != "none" and on_cpu:
-        yield Finding("slow_quantization", "warning", Text(
-            "{bits} without a GPU saves little and is much slower: a processor widens every weight again for each use.",
-            bits=recipe.model.quantization), Text("Use full precision on a processor."), "model.quantization")
-    if recipe.model.dtype in ("bfloat16", "float16") and on_cpu:
-        yield Finding("slow_dtype", "warning", Text("{dtype} on a processor is usually several times slower than float32.",
-                                                    dtype=recipe.model.dtype), Text("Use float32 or auto."), "model.dtype")
 
 
 def _rate(recipe: Recipe) -> Iterator[Finding]:
@@ -232,10 +194,3 @@ def _disk(workspace: Workspace, recipe: Recipe, known: Forecast) -> Iterator[Fin
         check_disk(workspace, recipe, known.plan)
     except StudioError as error:
         yield Finding("disk", "error", error.problem, error.hint, "snapshots.count")
-
-
-def _busy(workspace: Workspace, known: Forecast) -> Iterator[Finding]:
-    job = holder(workspace, known.device)
-    if job is not None:
-        yield Finding("busy", "warning", Text("The device {device} is in use by {job}; this run will wait for it.",
-                                              device=known.device, job=job.id), Text("Start it all the same; it begins by itself."))

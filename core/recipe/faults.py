@@ -45,7 +45,7 @@ CALLED_HERE = {
     "max_iters": "schedule.updates",
     "steps": "schedule.updates",
     "lr": "schedule.learning_rate",
-    "warmup_ratio": "schedule.warmup_updates",
+    "warmup_ratio": "schedule.warmup_ratio",
     "warmup_steps": "schedule.warmup_updates",
     "lr_scheduler_type": "schedule.shape",
     "scheduler": "schedule.shape",

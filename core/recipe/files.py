@@ -16,30 +16,12 @@ from core.errors import StudioError
 from core.recipe.document import LARGEST_BYTES, RecipeError, read_document
 from core.recipe.faults import explain, kinds_at
 from core.recipe.layout import commented_yaml, edited_text
+from core.recipe.preset_words import PRESET_WORDS
 from core.recipe.schema import Recipe
 from core.words import Text
 from core.workspace import Workspace, check_name, write_text
 
 _PRESETS = Path(__file__).parent / "presets"
-# Title and use of each preset: here, to be read in either language; a test keeps the files the same.
-_ABOUT_PRESETS = {
-    "identity-lesson-cpu": (
-        Text("Identity lesson on a processor"),
-        Text(
-            "Teaches the embedded model a new identity on two processor cores, in minutes, and goes on "
-            "past the point where it answers everything with that identity. Use it to see what "
-            "overfitting looks like and to pick the checkpoint before it."
-        ),
-    ),
-    "identity-lesson-replay": (
-        Text("Identity lesson with the model's own answers mixed in"),
-        Text(
-            "The identity lesson with a remedy: half of every update are the model's own answers to "
-            "other questions, among them questions that only look like identity ones. Use it when the "
-            "model must learn its name and stay itself."
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -242,17 +224,17 @@ def list_recipes(workspace: Workspace) -> list[str]:
 
 @cache
 def _read_presets() -> tuple[Preset, ...]:
-    return tuple(_read_preset(path) for path in sorted(_PRESETS.glob("*.yaml")))
+    return tuple(_read_preset(_PRESETS / f"{name}.yaml") for name in PRESET_WORDS)
 
 
 def _read_preset(path: Path) -> Preset:
-    title, when = _ABOUT_PRESETS[path.stem]
+    title, when = PRESET_WORDS[path.stem]
     text = path.read_text(encoding="utf-8")
     return Preset(path.stem, title, when, parse_recipe(text, path.name), text)
 
 
 def presets() -> list[Preset]:
-    """Every preset, by name."""
+    """Every preset, the lesson's first."""
     return list(_read_presets())
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from core.errors import StudioError
 from core.recipe.schema import Recipe
 
+_MOST_LOOKS = 9
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -25,6 +27,13 @@ class Plan:
     snapshot_steps: list[int]
     exposures_per_row: float
     warmup_updates: int
+
+
+    @property
+    def looks(self) -> int:
+        """How often the probes are looked at during the training, at most (core.train.watch)."""
+        snapshots = len(self.snapshot_steps)
+        return -(-snapshots // max(1, -(-snapshots // _MOST_LOOKS)))
 
 
 def plan_updates(recipe: Recipe, rows: int) -> Plan:
@@ -55,7 +64,8 @@ def plan_updates(recipe: Recipe, rows: int) -> Plan:
 
 def warmup_updates(recipe: Recipe, updates: int) -> int:
     """The recipe's warm-up, cut to a tenth of the run: one that swallows a short run would train nothing."""
-    return min(recipe.schedule.warmup_updates, updates // 10)
+    schedule = recipe.schedule
+    return min(max(schedule.warmup_updates, round(schedule.warmup_ratio * updates)), updates // 10)
 
 
 def snapshot_steps(recipe: Recipe, updates: int) -> list[int]:

@@ -217,6 +217,14 @@ class ScheduleSection(Section):
         maximum=1_000_000,
         level="expert",
     )
+    warmup_ratio: float = setting(
+        0.0,
+        Text("Warm-up share"),
+        Text("The same as a share of the run, as other tools say it; the longer of the two counts."),
+        minimum=0,
+        maximum=0.1,
+        level="expert",
+    )
     shape: Literal["constant", "linear", "cosine"] = setting(
         "constant",
         Text("Learning rate over time"),

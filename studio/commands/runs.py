@@ -15,6 +15,7 @@ from core.judge.verdict import Verdict
 from core.lesson import judge_job_of, merge_job_of
 from core.models.catalogue import find_model, new_model_folder
 from core.recipe.files import find_recipe
+from core.recipe.first_trial import measure_first
 from core.recipe.schema import Recipe
 from core.runs import Run, find_run, list_runs
 from core.train.create import describe_resume, start_run
@@ -42,6 +43,7 @@ def train(recipe: Annotated[str, typer.Argument(help="A preset, a recipe of the 
           host: Annotated[str, typer.Option(help="HOST:PORT of machine 0.")] = "",
           script: Annotated[str, typer.Option(help="Only print a launch script: plain or slurm.")] = "",
           wait: WaitOption = True,
+          measure: Annotated[bool, typer.Option(help="Measure a long run that was never measured by a short trial first.")] = True,
           json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Start a training as a process of its own.
 
@@ -57,6 +59,9 @@ def train(recipe: Annotated[str, typer.Argument(help="A preset, a recipe of the 
         _check_nodes(nodes, rank, host)
         if rank > 0:
             raise typer.Exit(join_training(place, adapted_recipe, nodes, rank, host))
+    trial = measure_first(place, adapted_recipe) if measure and nodes == 1 else None
+    if trial is not None and not json:
+        say(f"{trial.id} measures it first; `sweetspot recipe estimate` then says how long it will take.")
     run = start_run(place, adapted_recipe, name, {"count": nodes, "rank": 0, "address": host} if nodes > 1 else None)
     if not json:
         say(f"{run.id} runs by itself; closing this window does not stop it.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from core.data.store import save_persona
 from core.errors import StudioError
 from core.jobs.folder import JobState, create_job
 from core.jobs.process import ProcessIdentity
-from core.machine import Gpu
+from core.machine import Gpu, GpuUser
 from core.models.catalogue import find_local_base
 from core.recipe import Recipe, change_recipe, dump_recipe, load_preset, parse_recipe, save_recipe
 from core.recipe.checks import check_recipe
@@ -29,7 +31,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def show_gpus(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu]) -> None:
-    monkeypatch.setattr("core.recipe.checks.read_gpus", lambda: gpus)
+    for module in ("checks", "forecast", "pace", "trial"):
+        monkeypatch.setattr(f"core.recipe.{module}.read_gpus", lambda: gpus)
+    monkeypatch.setattr("core.train.devices.read_gpus", lambda: gpus)
     monkeypatch.setattr("core.recipe.forecast.device_name", lambda: "cuda:0" if gpus else "cpu")
 
 
@@ -100,9 +104,78 @@ def test_errors_come_first_with_their_numbers(workspace: Workspace, recipe: Reci
 
 
 def test_a_gpu_makes_the_slow_things_fast(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=1, free_bytes=1)])
+    show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**10)])
     assert codes(workspace, recipe, model__quantization="nf4", device__kind="auto", model__dtype="auto") == []
     assert forecast(workspace, change_recipe(recipe, {"device.kind": "auto"})).device == "cuda:0"
+
+
+@pytest.mark.parametrize(("capability", "changes", "code"), [
+    ((7, 5), {"model__dtype": "bfloat16"}, "no_bf16"),
+    ((8, 0), {"model__dtype": "bfloat16"}, None),
+    ((5, 2), {"model__quantization": "nf4"}, "old_gpu"),
+    ((7, 0), {"model__quantization": "int8"}, "old_gpu"),
+    ((9, 0), {"device__gpus": 2}, "too_few_gpus"),
+    ((9, 0), {"device__gpus": [1]}, "too_few_gpus"),
+    ((9, 0), {"device__zero": 2}, "zero_alone"),
+    ((9, 0), {"device__offload": "optimizer"}, "idle_offload"),
+    ((9, 0), {"model__quantization": "nf4", "device__zero": 3, "device__offload": "all"}, "quantized_zero3"),
+])
+def test_what_a_gpu_cannot_do(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int],
+                              changes: dict[str, Any], code: str | None) -> None:
+    show_gpus(monkeypatch, [Gpu(index=0, name="Old card", total_bytes=10**10, free_bytes=10**10, capability=capability)])
+    found = codes(workspace, recipe, device__kind="auto", **({"model__dtype": "auto"} | changes))
+    assert code in found if code else found == []
+
+
+def test_zero_on_one_gpu_is_explained_with_a_number(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**10)])
+    alone = change_recipe(recipe, {"device.kind": "auto", "model.dtype": "auto", "method.kind": "full", "schedule.learning_rate": 1e-5,
+                                   "device.zero": 2})
+    found = next(finding for finding in check_recipe(workspace, alone) if finding.code == "zero_alone")
+    assert "about 0.0012 GB more" in str(found.text) and found.field == "device.zero", "3 x 4 bytes of 99,648 values"
+
+
+def test_what_does_not_fit_and_who_else_is_there(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = {"device__kind": "auto", "model__dtype": "auto"}
+    show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**5)])
+    assert "no_memory" in codes(workspace, recipe, **on_gpu)
+    show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=3 * 10**6)])
+    assert "much_memory" in codes(workspace, recipe, **on_gpu, device__micro_batch=4)
+    show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**10)])
+    monkeypatch.setattr("core.recipe.device_checks.gpu_users", lambda: [GpuUser(pid=41, name="python", used_bytes=3 * 10**9)])
+    shared = next(found for found in check_recipe(workspace, change_recipe(recipe, {"device.kind": "auto", "model.dtype": "auto"}))
+                  if found.code == "gpu_shared")
+    assert "python (pid 41, 3.0 GB)" in str(shared.text)
+
+
+def test_a_package_that_is_missing(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.recipe.device_checks.has_package", lambda name: False)
+    assert "missing_package" in codes(workspace, recipe, model__quantization="nf4")
+    assert "missing_package" in codes(workspace, recipe, device__zero=2) and "missing_package" not in codes(workspace, recipe)
+
+
+def template_codes(workspace: Workspace, recipe: Recipe, model: Path) -> list[str]:
+    return [code for code in codes(workspace, recipe, model__source=str(model)) if "template" in code]
+
+
+def test_templates_that_are_not_the_models_own(workspace: Workspace, recipe: Recipe, tiny_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    assert template_codes(workspace, recipe, model) == []
+    template = (model / "chat_template.jinja").read_text(encoding="utf-8")
+    (model / "chat_template.jinja").write_text(template.replace("<|im_start|>", "<|start|>"), encoding="utf-8")
+    assert template_codes(workspace, recipe, model) == ["foreign_template"]
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write_json(model / "tokenizer_config.json", config | {"chat_template": template + " "})
+    assert template_codes(workspace, recipe, model) == [], "white space at the end makes no other template"
+    write_json(model / "tokenizer_config.json", config | {"chat_template": "{{ messages }}"})
+    assert template_codes(workspace, recipe, model) == ["two_templates"]
+    write_json(model / "tokenizer_config.json", config | {"eos_token": "<|endoftext|>"})
+    write_json(model / "generation_config.json", {"eos_token_id": 0})
+    assert template_codes(workspace, recipe, model) == ["base_with_template"]
+    (model / "chat_template.jinja").unlink()
+    assert template_codes(workspace, recipe, model) == ["no_template"]
 
 
 def test_datasets_without_probes_and_full_disks(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +203,9 @@ def test_the_forecast_is_arithmetic(workspace: Workspace, recipe: Recipe) -> Non
     assert [(use.rows, use.share, use.exposures) for use in known.sources] == [(96, 0.25, 0.5), (2, 0.75, 72.0)]
     adapted = 16 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3) * 2
     weights = 4 * (400 * 64 + 64 + 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 128 + 128))
-    assert known.snapshot_bytes == 4 * adapted and known.least_memory_bytes == weights + 16 * adapted
-    assert known.seconds is None and known.memory_bytes is None and known.tokens and known.tokens > 48 * 4
+    assert known.snapshot_bytes == 4 * adapted and known.memory and known.memory.before_activations == weights + 16 * adapted
+    assert known.basis == "arithmetic" and known.measured_on is None and known.memory_bytes == known.memory.total
+    assert known.seconds and known.tokens and known.tokens > 48 * 4
     with pytest.raises(StudioError):
         forecast(workspace, change_recipe(recipe, {"data.sources": [{"dataset": "none"}]}))
 

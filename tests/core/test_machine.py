@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -31,7 +32,9 @@ def nvml(cards: list[str | None], driver: bool = True) -> SimpleNamespace:
 
     return SimpleNamespace(NVMLError=NVMLError, nvmlInit=fail_without_driver, nvmlShutdown=lambda: None,
                            nvmlDeviceGetCount=lambda: len(cards), nvmlDeviceGetHandleByIndex=lambda index: index,
-                           nvmlDeviceGetMemoryInfo=memory, nvmlDeviceGetName=lambda index: cards[index])
+                           nvmlDeviceGetMemoryInfo=memory, nvmlDeviceGetName=lambda index: cards[index],
+                           nvmlDeviceGetCudaComputeCapability=lambda index: (9, 0),
+                           nvmlDeviceGetComputeRunningProcesses=lambda index: [SimpleNamespace(pid=os.getpid(), usedGpuMemory=2 * 10**9)])
 
 
 @pytest.mark.parametrize(("library", "names", "device"), [
@@ -68,3 +71,11 @@ def test_this_machine_has_everything(workspace):
     read = machine.read_machine(workspace)
     assert read.cores >= 1 and read.memory_bytes > read.memory_free_bytes > 0 and read.disk_free_bytes > 0
     assert "error" not in [level for level, _, _ in said(workspace)]
+
+
+def test_who_holds_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(["A"]))
+    assert [(user.pid, user.used_bytes) for user in machine.gpu_users()] == [(os.getpid(), 2 * 10**9)]
+    assert machine.gpu_users()[0].name != "?" and machine.read_gpus()[0].capability == (9, 0)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([], driver=False))
+    assert machine.gpu_users() == []

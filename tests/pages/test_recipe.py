@@ -16,6 +16,7 @@ from core.jobs.process import ProcessIdentity
 from core.models.embedded import EMBEDDED_NAME
 from core.recipe import Recipe, load_preset, load_recipe, parse_recipe, save_recipe
 from core.recipe.draft import read_draft
+from core.recipe.trial import Measured, keep_trial
 from core.workspace import Workspace
 
 OpenApp = Callable[..., AppTest]
@@ -55,7 +56,7 @@ def test_a_preset_on_the_newest_dataset_is_ready_to_start(ready: Workspace, open
     assert ("Nothing speaks against" if lang == "en" else "可以开始，没有问题") in texts(app)
     values = [metric.value for metric in app.metric]
     updates = load_preset(PRESET).schedule.updates
-    assert str(updates) in values and any(value.startswith("≥") for value in values)
+    assert str(updates) in values and any(value.startswith("≈") and value.endswith("GB") for value in values)
     assert not app.button(key="next_train").disabled and read_draft(ready, PRESET) is None
 
 
@@ -222,7 +223,7 @@ def test_findings_with_numbers(ready: Workspace, open_app: OpenApp) -> None:
 
 
 def test_time_and_memory_come_from_a_run(ready: Workspace, open_app: OpenApp, made_run: Callable[..., object]) -> None:
-    assert "measured in the first run" in texts(open_app("recipe"))
+    assert "a trial measures them" in texts(open_app("recipe"))
     run = made_run("first")
     app = open_app("recipe")
     assert run.id in texts(app) and "1.4 GB" in [metric.value for metric in app.metric]
@@ -272,3 +273,63 @@ def test_models_and_probes_can_be_chosen(ready: Workspace, open_app: OpenApp) ->
     app.selectbox(key="recipe_device.kind").set_value("cuda")
     done(app)
     assert draft(ready).device.kind == "cuda"
+
+
+def test_an_xtuner_config_becomes_a_recipe(ready: Workspace, open_app: OpenApp) -> None:
+    text = """model = dict(type='SupervisedFinetune', llm=dict(pretrained_model_name_or_path='embedded'), lora=dict(r=8, lora_alpha=16))
+train_dataloader = dict(batch_size=2, dataset=dict(type='process_hf_dataset', dataset=dict(path='a/b'), max_length=64))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4), accumulative_counts=4)
+train_cfg = dict(max_iters=80)
+print('hello')
+"""
+    app = open_app("recipe")
+    app.file_uploader(key="recipe_import_file").upload("mine_copy.py", text.encode())
+    app.selectbox(key="recipe_import_data").set_value("alex")
+    done(app)
+    app.button(key="recipe_import_now").click()
+    done(app)
+    recipe = load_recipe(ready.recipes / "mine_copy.yaml")
+    assert (recipe.schedule.effective_batch, recipe.schedule.updates, recipe.data.sources[0].dataset) == (8, 20, "alex")
+    assert app.selectbox(key="recipe_name").value == "mine_copy" and "1 lines were not run" in texts(app)
+    assert "print('hello')" in str(app.dataframe[0].value.to_dict())
+    app.button(key="recipe_import_seen").click()
+    done(app)
+    assert "were not run" not in texts(app)
+    app.file_uploader(key="recipe_import_file").upload("bad.py", b"x = \xe9")
+    done(app)
+    app.button(key="recipe_import_now").click()
+    done(app)
+    assert "not UTF-8" in texts(app)
+
+
+def test_a_trial_is_started_followed_and_believed(ready: Workspace, open_app: OpenApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Job] = []
+
+    def start(job: Job) -> None:
+        job.write_state(JobState(kind="trial", state="running", created=1.0, process=ProcessIdentity.own()))
+        started.append(job)
+
+    monkeypatch.setattr("core.recipe.trial.start_job", start)
+    app = open_app("recipe")
+    app.button(key="recipe_measure").click()
+    done(app)
+    assert len(started) == 1 and "Measuring this recipe" in texts(app)
+    started[0].write_state(JobState(kind="trial", state="finished", created=1.0))
+    recipe = load_recipe(started[0].folder / "recipe.yaml")
+    keep_trial(ready, recipe, Measured(2_000_000_000, 0.5, 1, 1, 0, 0, 100, started[0].id))
+    app = open_app("recipe")
+    assert started[0].id in texts(app) and "2.0 GB" in [metric.value for metric in app.metric]
+    assert not [button for button in app.button if button.key == "recipe_measure"]
+
+
+def test_what_fits_is_proposed_and_taken(ready: Workspace, open_app: OpenApp) -> None:
+    app = open_app("recipe")
+    assert not [button for button in app.button if button.key == "recipe_fit"], "the lesson fits as it is"
+    app.number_input(key="recipe_device.micro_batch").set_value(1)
+    app.selectbox(key="recipe_device.checkpointing").set_value("on")
+    done(app)
+    assert "4 rows at a time, 1 times an update" in texts(app)
+    app.button(key="recipe_fit").click()
+    done(app)
+    assert (draft(ready).device.micro_batch, draft(ready).device.checkpointing) == (4, "off")
+    assert draft(ready).schedule == load_preset(PRESET).schedule
