@@ -62,8 +62,8 @@ PRESET_WORDS = {
     ),
     "lora-80gb-fast": (
         Text("LoRA on an 80 GB GPU, as fast as it goes"),
-        Text("A 7B chat model on an H100 or newer: nothing is recomputed, rows are packed, layers are compiled, and number formats "
-            "are shortened where the GPU can. Use it when time is what costs."),
+        Text("A 7B chat model on an H100 or newer: nothing is recomputed, rows are packed, and frozen weights "
+            "are rounded to FP8 where the GPU can. Use it when time is what costs."),
     ),
     "full-24gb": (
         Text("Full training of a small model on 24 GB"),
