@@ -148,7 +148,7 @@ def test_recipe_check_grades_and_ends_with_1_on_errors(home: Workspace, sweetspo
     save_persona(home, Persona(name="Alex"), [], "alex")
     base = ["recipe", "check", "identity-lesson-cpu", "--data", "alex", "--set", "model.source=tiny"]
     code, out, _ = sweetspot(*base)
-    assert code == 0 and "Nothing speaks against" in out and "measured after the first run" in out and "96 rows" in out
+    assert code == 0 and "Nothing speaks against" in out and "a guess from arithmetic" in out and "96 rows" in out
     code, out, _ = sweetspot(*base, "--set", "schedule.updates=3", "--json")
     found = json.loads(out)
     assert code == 0 and [finding["code"] for finding in found["findings"]][:1] == ["few_updates"] and found["updates"] == 3
