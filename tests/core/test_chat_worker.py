@@ -32,6 +32,8 @@ from core.merge.weights import merge_weights
 from core.words import Text
 from core.workspace import CHECKOUT, Workspace, write_json
 
+pytestmark = pytest.mark.slow  # each process loads torch anew
+
 SECONDS = 60.0
 
 

@@ -16,6 +16,8 @@ from core.lesson import judge_job_of, merge_job_of
 from core.runs import Run, find_run
 from core.workspace import Workspace
 
+pytestmark = pytest.mark.slow  # each process loads torch anew
+
 
 @pytest.fixture(scope="module")
 def judged(trained_run, tmp_path_factory) -> tuple[Workspace, Run]:

@@ -23,6 +23,8 @@ from core.words import Text
 from core.workspace import CHECKOUT, Workspace
 from tests.core.conftest import tiny_recipe, tiny_rows
 
+pytestmark = pytest.mark.slow  # each process loads torch anew
+
 PATIENCE_SECONDS = 100
 PARENT = """
 import sys, time
