@@ -58,7 +58,7 @@ def ranks_of(run: Run) -> list[psutil.Process]:
     return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [2, 3])
 def test_a_rank_that_dies_ends_all_and_another_number_goes_on(workspace, tiny_model, alone, zero):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
