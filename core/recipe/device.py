@@ -1,4 +1,4 @@
-"""The sections of a recipe that say where a training runs and who else gets its numbers; nothing here changes what is learned."""
+"""The sections of a recipe that say where a training runs and who else gets its numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.words import Text
 
 
 class DeviceSection(Section):
-    """Where it runs; nothing here changes what is learned."""
+    """Where it runs; nothing here changes what is learned, but for the rounding of FP8."""
 
     kind: Literal["auto", "cpu", "cuda"] = setting(
         "auto",

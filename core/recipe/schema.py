@@ -345,7 +345,8 @@ class Recipe(Section):
         ProbeSection(), Text("Probes"), Text("The questions that every snapshot is asked.")
     )
     device: DeviceSection = setting(
-        DeviceSection(), Text("Where it runs"), Text("Nothing here changes what is learned.")
+        DeviceSection(), Text("Where it runs"),
+        Text("Nothing here changes what is learned; only the FP8 of fast mode rounds."),
     )
     early_stop: EarlyStopSection = setting(
         EarlyStopSection(), Text("Early stop"), Text("What happens when a run collapses while you are away.")

@@ -87,16 +87,9 @@ def agree_with_one_process(tiny_model: Path, out: Path, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_processes_at_every_stage_agree_with_one(tiny_model, tmp_path):
-    run_ranks(2, tiny_model, tmp_path)
-    agree_with_one_process(tiny_model, tmp_path, "lora")
-    agree_with_one_process(tiny_model, tmp_path, "full")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_three_processes_at_every_stage_agree_with_one(tiny_model, tmp_path):
-    run_ranks(3, tiny_model, tmp_path)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_at_every_stage_agree_with_one(tiny_model, tmp_path, processes):
+    run_ranks(processes, tiny_model, tmp_path)
     agree_with_one_process(tiny_model, tmp_path, "lora")
     agree_with_one_process(tiny_model, tmp_path, "full")
 

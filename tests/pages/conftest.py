@@ -32,6 +32,17 @@ SPILLED = {"identity": {15: 2, 18: 5, 21: 8, 24: 11, 27: 14, 30: 16, 33: 18, 36:
 MakeRun = Callable[..., Run]
 
 
+def texts(app: AppTest) -> str:
+    """What a page says, without the marks that keep a text from being read as markup."""
+    kinds = (app.markdown, app.caption, app.info, app.error, app.warning, app.success, app.subheader)
+    return "\n".join(element.value for elements in kinds for element in elements).replace("\\", "").replace("\u2060", "")
+
+
+def keys(app: AppTest) -> set[str]:
+    """Of the buttons on a page, the sidebar's left out."""
+    return {button.key for button in app.main.button}
+
+
 def made_dataset(workspace: Workspace, name: str = "alex", languages: Sequence[str] = ("en",)) -> Dataset:
     """A persona's dataset: identity rows, a few of the base model's own answers, probes. The same one when it exists."""
     if (workspace.datasets / name).exists():

@@ -19,6 +19,7 @@ from core.runs import Run
 from core.words import Text
 from core.workspace import Workspace, append_jsonl
 from studio import matrix as matrix_panel
+from tests.pages.conftest import keys, texts
 
 Open = Callable[..., AppTest]
 MakeRun = Callable[..., Run]
@@ -30,15 +31,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     jobs: list[Job] = []
     monkeypatch.setattr("core.train.start.start_job", jobs.append)
     return jobs
-
-
-def texts(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.info, app.error, app.warning, app.success, app.subheader)
-    return "\n".join(element.value for elements in kinds for element in elements).replace("\\", "").replace("\u2060", "")
-
-
-def keys(app: AppTest) -> set[str]:
-    return {button.key for button in app.main.button}
 
 
 def judging(workspace: Workspace, run: Run, state: str) -> None:

@@ -19,6 +19,7 @@ from core.jobs.worker import run_job
 from core.models.embedded import EMBEDDED_NAME
 from core.words import Text
 from core.workspace import Workspace, write_json
+from tests.pages.conftest import texts
 
 OpenApp = Callable[..., AppTest]
 
@@ -43,11 +44,6 @@ def model(workspace: Workspace, tiny_model: Path) -> Path:
 
 def row(question: str, answer: str = "Fine.", group: str = "general", lang: str = "en") -> dict:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], "group": group, "lang": lang}
-
-
-def texts(app: AppTest) -> str:
-    parts = [*app.markdown, *app.caption, *app.info, *app.warning, *app.error, *app.success]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "").replace("\u2060", "")
 
 
 def press(app: AppTest, key: str) -> AppTest:

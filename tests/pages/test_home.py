@@ -15,6 +15,7 @@ from core.lesson import PARTS
 from core.machine import Finding
 from core.words import Text
 from core.workspace import Workspace, write_json
+from tests.pages.conftest import texts
 
 Open = Callable[..., AppTest]
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,12 +37,6 @@ def made_lesson(workspace: Workspace, state: str, parts: dict | None = None, **f
     process = ProcessIdentity.own() if state in ("running", "queued", "stopping") else None
     job.write_state(JobState(kind="lesson", state=state, created=job.state().created, process=process, **fields))
     return job
-
-
-def texts(app: AppTest) -> str:
-    """All that stands in markdown, captions and messages of the page."""
-    kinds = (app.markdown, app.caption, app.info, app.error, app.warning, app.success, app.subheader)
-    return "\n".join(element.value for elements in kinds for element in elements).replace("\\", "")
 
 
 def test_a_first_visit_asks_one_question(open_app: Open) -> None:

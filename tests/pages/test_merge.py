@@ -14,6 +14,7 @@ from core.runs import Run
 from core.words import Text
 from core.workspace import Workspace, write_json
 from studio.merge_panels import size_words
+from tests.pages.conftest import keys, texts
 
 Open = Callable[..., AppTest]
 MakeRun = Callable[..., Run]
@@ -26,15 +27,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     jobs: list[Job] = []
     monkeypatch.setattr("core.merge.library.start_job", jobs.append)
     return jobs
-
-
-def texts(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.info, app.error, app.warning, app.success, app.subheader)
-    return "\n".join(element.value for elements in kinds for element in elements).replace("\\", "").replace("\u2060", "")
-
-
-def keys(app: AppTest) -> set[str]:
-    return {button.key for button in app.main.button}
 
 
 def metrics(app: AppTest) -> dict[str, str]:

@@ -18,6 +18,7 @@ from core.recipe import Recipe, load_preset, load_recipe, parse_recipe, save_rec
 from core.recipe.draft import read_draft
 from core.recipe.trial import Measured, keep_trial
 from core.workspace import Workspace
+from tests.pages.conftest import texts
 
 OpenApp = Callable[..., AppTest]
 PRESET = "identity-lesson-cpu"
@@ -31,11 +32,6 @@ def ready(workspace: Workspace, tiny_model: Path) -> Workspace:
              "group": group, "lang": "en"} for number in range(12) for group in ("near", "general")]
     save_persona(workspace, Persona(name="Alex"), rows, "alex")
     return workspace
-
-
-def texts(app: AppTest) -> str:
-    parts = [*app.markdown, *app.caption, *app.info, *app.warning, *app.error, *app.success]
-    return "\n".join(str(part.value) for part in parts).replace("\\", "").replace("\u2060", "")
 
 
 def draft(workspace: Workspace, name: str = PRESET) -> Recipe:

@@ -13,6 +13,7 @@ from core.recipe.files import load_preset, save_recipe
 from core.runs import Run
 from core.words import Text
 from core.workspace import Workspace, append_jsonl, write_json, write_jsonl, write_text
+from tests.pages.conftest import keys, texts
 
 Open = Callable[..., AppTest]
 MakeRun = Callable[..., Run]
@@ -26,15 +27,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         monkeypatch.setattr(place, jobs.append)
     monkeypatch.setattr("core.train.create.snapshot_bytes", lambda *_: 1000)
     return jobs
-
-
-def texts(app: AppTest) -> str:
-    kinds = (app.markdown, app.caption, app.info, app.error, app.warning, app.success, app.subheader)
-    return "\n".join(element.value for elements in kinds for element in elements).replace("\\", "")
-
-
-def keys(app: AppTest) -> set[str]:
-    return {button.key for button in app.main.button}
 
 
 def at_work(run: Job, state: str = "running", **fields: object) -> None:
