@@ -11,9 +11,10 @@ is downloaded. Rows per GPU stay the same, so twice the GPUs do twice the work; 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -110,8 +113,8 @@ def run_variant(variant: dict[str, Any]) -> dict[str, Any]:
         try:
             said, _ = done.communicate(timeout=variant["limit"])
         except subprocess.TimeoutExpired:
-            os.killpg(done.pid, signal.SIGKILL)  # torchrun and its ranks, which would keep the GPUs
-            return {**variant, "problem": f"not done after {variant['limit']:.0f} s", "log": done.communicate()[0][-4000:]}
+            kill_tree(done.pid)  # the ranks, each in a session of its own, would keep the GPUs and the pipe
+            return {**variant, "problem": f"not done after {variant['limit']:.0f} s", "log": done.communicate()[0][:8000]}
         answer = Path(variant["answer"])
         if answer.exists():
             return {**variant, **json.loads(answer.read_text(encoding="utf-8")), "start_to_end_seconds": time.monotonic() - began}
@@ -119,8 +122,16 @@ def run_variant(variant: dict[str, Any]) -> dict[str, Any]:
         return {**variant, "problem": (errors or said.splitlines() or ["ended without a word"])[0][-200:], "log": said[-4000:]}
 
 
+def kill_tree(pid: int) -> None:
+    parent = psutil.Process(pid)
+    for process in [*parent.children(recursive=True), parent]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def measure(variant: dict[str, Any]) -> None:
     """What each rank does: build, warm up, train, and rank 0 writes the answer."""
+    faulthandler.dump_traceback_later(variant["limit"] - 10)  # where it hangs, in the log that a line keeps when it is not done in time
     import torch
 
     from core.train.batches import Fit
@@ -132,7 +143,7 @@ def measure(variant: dict[str, Any]) -> None:
     ranks = Ranks.join("cpu" if variant["cpu"] else "cuda")
 
     def reached(what: str) -> None:
-        if ranks.is_first:  # in the log that a line keeps when it is not done in time
+        if ranks.is_first:
             print(f"{time.monotonic() - started:.1f} s: {what}", flush=True)
 
     device = "cpu" if variant["cpu"] else f"cuda:{ranks.local}"
