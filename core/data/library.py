@@ -26,6 +26,8 @@ from core.jobs.once import one_at_a_time
 from core.workspace import Workspace, check_name, fill_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
 
 IDENTITY, NEAR, GENERAL = "identity", "near", "general"
+# Rows that were taken out of the training data before it began; a probe of this group carries the row's `answer`.
+HELD_OUT = "held_out"
 
 
 def texts_of(row: dict[str, Any]) -> list[str]:

@@ -14,14 +14,15 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from core.data.library import GENERAL, IDENTITY, NEAR
-from core.judge.probes import OWN, probes_of
-from core.judge.scoring import classify, training_answers
+from core.data.library import GENERAL, HELD_OUT, IDENTITY, NEAR
+from core.judge.probes import OWN, counted, probes_of
+from core.judge.scoring import classify, read_sheets
+from core.judge.taught import Taught, taught_by
 from core.merge.library import merged_models
 from core.runs import Run
 from core.workspace import Workspace
 
-GROUPS = (IDENTITY, NEAR, GENERAL, OWN)
+GROUPS = (IDENTITY, HELD_OUT, NEAR, GENERAL, OWN)
 # How an answer reads (see `classify`), from good to bad.
 READINGS = ("hit", "same", "changed", "miss", "lost", "fragment", "leak")
 
@@ -104,21 +105,33 @@ def read_matrix(workspace: Workspace, run: Run) -> Matrix:
     rows, texts = _rows(workspace, run)
     ids, keys = [probe["id"] for probe in probes], [row.key for row in rows]
     answers = pd.DataFrame([[texts[key].get(name) for name in ids] for key in keys], index=keys, columns=ids, dtype=object)
-    targets = training_answers(dataset)
-    read: dict[tuple[str, str], str] = {}  # the same answer to the same question is read once
+    reader = _Reader(run, rows, taught_by(dataset, counted(probes)), texts)
+    readings = pd.DataFrame([[reader.read(key, probe) for probe in probes] for key in keys], index=keys, columns=ids, dtype=object)
+    return Matrix(rows, probes, answers, readings)
 
-    def reading(probe: dict[str, Any], answer: str | None) -> str:
-        base = texts["0"].get(probe["id"])
+
+class _Reader:
+    """How answers read; the same answer to the same question is read once."""
+
+    def __init__(self, run: Run, rows: Sequence[Row], taught: Taught, texts: dict[str, dict[str, str]]) -> None:
+        self.taught, self.texts = taught, texts
+        self.sheets = read_sheets(run, [row.step for row in rows if row.kind != "merged"])
+        self.passed = {(name, sheet.texts.get(name, "")): passed for sheet in self.sheets.values() for name, passed in sheet.passed.items()}
+        self.known: dict[tuple[str, str, str], str] = {}
+
+    def read(self, key: str, probe: dict[str, Any]) -> str:
+        """One of READINGS; empty when the row, or the base model, has not answered."""
+        name = probe["id"]
+        answer, base = self.texts[key].get(name), self.texts["0"].get(name)
         if answer is None or base is None:
             return ""
-        known = (probe["id"], answer)
-        if known not in read:
-            read[known] = classify(probe, answer, base, dataset, targets)
-        return read[known]
-
-    readings = pd.DataFrame([[reading(probe, texts[key].get(probe["id"])) for probe in probes] for key in keys],
-                            index=keys, columns=ids, dtype=object)
-    return Matrix(rows, probes, answers, readings)
+        own = probe["group"] == HELD_OUT and key.isdecimal()  # there the step's likelihoods may count too
+        known = (name, answer, key if own else "")
+        if known not in self.known:
+            before, now = (self.sheets[step].forced.get(name) if own else None for step in (0, int(key) if own else 0))
+            self.known[known] = classify(probe, answer, base, self.taught, self.passed.get((name, answer)),
+                                         (now.nll, before.nll) if now and before else (None, None))
+        return self.known[known]
 
 
 def _rows(workspace: Workspace, run: Run) -> tuple[list[Row], dict[str, dict[str, str]]]:

@@ -1,29 +1,35 @@
 """What is measured on a checkpoint's answers. Pure functions of text; no model, no torch.
 
-P are the held-out identity probes, G the others (near and general), a(q) the checkpoint's greedy answer, b(q) the base model's, T the
-distinct answers of the training rows. Definitions follow the study in docs/checkpoints.md.
+P are the probes for what is taught, G the others (near and general), a(q) the checkpoint's greedy answer, b(q) the base model's, T the
+distinct answers of the training rows. Definitions follow the study in docs/checkpoints.md. Each function says its formula, its range
+and which way is better; losses are mean negative log-likelihoods in nats per token, from `core.judge.forced`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 # Ideographs and kana count as words of their own; everything else by runs of letters and digits.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+(?:['’][^\W_]+)?")
 LEAK_ROUGE = 0.6
 FRAGMENT_WORDS = 4
 
-# metric -> whether a larger value is better
-HIGHER_IS_BETTER = {"hit": True, "leak": False, "near_leak": False, "fragments": False, "facts_kept": True, "distinct": True,
-                    "change": False, "self_bleu": False}
+# metric -> whether a larger value is better; the length ratio is best near 1, and KL says how far, not how good
+HIGHER_IS_BETTER = {
+    "hit": True, "target_nll": False, "leak": False, "near_leak": False, "fragments": False, "near_fragments": False, "gap": True,
+    "hijack": False, "facts_kept": True, "distinct": True, "dnll": False, "self_bleu": False, "self_bleu_rise": False, "change": False,
+    "compression": True, "own_passed": True}
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=4096)  # base answers and taught ones are compared with every step's
+def words(text: str) -> tuple[str, ...]:
     """Lower-case words of a text; a Chinese character is a word."""
-    return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
+    return tuple(word.replace("’", "'") for word in _WORD.findall(text.lower()))
 
 
 def has_phrase(text: str, phrase: str) -> bool:
@@ -51,17 +57,37 @@ def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> 
     return row[-1]
 
 
+def is_close(answer: str, target: str) -> bool:
+    """Whether two texts are the same but for a few words: ROUGE-L F1 >= 0.6."""
+    first, second = words(answer), words(target)
+    # A common subsequence is no longer than the words in common: most pairs are told apart by counting.
+    shared = sum((Counter(first) & Counter(second)).values())
+    if 2 * shared < LEAK_ROUGE * (len(first) + len(second)):
+        return False
+    return rouge_l(answer, target) >= LEAK_ROUGE
+
+
 def is_leak(answer: str, phrase: str, targets: Sequence[str]) -> bool:
-    """Whether an answer to another question is the identity: holds the key phrase, or is nearly a training answer (ROUGE-L >= 0.6)."""
-    return has_phrase(answer, phrase) or any(rouge_l(answer, target) >= LEAK_ROUGE for target in targets)
+    """Whether an answer to another question is what was taught: holds the key phrase, or is close to a training answer.
+
+    leak = share of G for which this is so; 0 to 1, down.
+    """
+    return has_phrase(answer, phrase) or any(is_close(answer, target) for target in targets)
 
 
-def has_fragment(answer: str, base_answer: str, targets: Sequence[str]) -> bool:
+def taught_grams(targets: Sequence[str]) -> frozenset[tuple[str, ...]]:
+    """The four-word sequences of the training answers."""
+    return frozenset(gram for target in targets for gram in _grams(words(target), FRAGMENT_WORDS))
+
+
+def has_fragment(answer: str, base_answer: str, taught: Collection[tuple[str, ...]]) -> bool:
     """Whether an answer holds four words in a row from a training answer that the base model's own answer does not hold.
 
-    The earliest sign of spilling in the text, and free of the name.
+    The earliest sign of spilling in the text, and free of the name. fragments = share of G for which this is so; 0 to 1, down.
+
+    Args:
+        taught: from `taught_grams`.
     """
-    taught = {gram for target in targets for gram in _grams(words(target), FRAGMENT_WORDS)}
     own = set(_grams(words(base_answer), FRAGMENT_WORDS))
     return any(gram in taught and gram not in own for gram in _grams(words(answer), FRAGMENT_WORDS))
 
@@ -90,7 +116,7 @@ def facts_kept(answers: Sequence[str], base_answers: Sequence[str], expected: Se
 
 def distinct(answers: Sequence[str]) -> float:
     """Unique answers / answers, 0..1; falls when everything is answered alike."""
-    return len({tuple(words(answer)) for answer in answers}) / len(answers) if answers else 1.0
+    return len({words(answer) for answer in answers}) / len(answers) if answers else 1.0
 
 
 def change(answers: Sequence[str], base_answers: Sequence[str]) -> float:
@@ -102,33 +128,87 @@ def change(answers: Sequence[str], base_answers: Sequence[str]) -> float:
     return 1 - sum(rouge_l(answer, base) for answer, base in pairs) / len(pairs) if pairs else 0.0
 
 
-def length_ratio(answers: Sequence[str], base_answers: Sequence[str]) -> float:
-    """Words of the checkpoint's answers / words of the base's; near 1 is healthy."""
-    own, base = (sum(len(words(answer)) for answer in texts) for texts in (answers, base_answers))
+def length_ratio(tokens: Sequence[int], base_tokens: Sequence[int]) -> float:
+    """Tokens of the checkpoint's answers to G / tokens of the base's; 0 up, near 1 is healthy (0.85 to 1.15 in the study)."""
+    own, base = sum(tokens), sum(base_tokens)
     return own / base if base else 1.0 + own
 
 
 def self_bleu(answers: Sequence[str]) -> float:
     """Mean over answers of sqrt(p1 p2), the clipped 1- and 2-gram precision against all other answers (Zhu et al. 2018, Texygen).
 
-    0..1, larger = more alike.
+    0 to 1, down: it rises before everything is answered alike. Compare it with the base's: `self_bleu_rise` is the difference.
     """
-    tokens = [words(answer) for answer in answers]
-    scores = []
-    for index, own in enumerate(tokens):
-        others = tokens[:index] + tokens[index + 1:]
-        scores.append(math.sqrt(_clipped_precision(own, others, 1) * _clipped_precision(own, others, 2)))
-    return sum(scores) / len(scores) if scores else 0.0
-
-
-def _clipped_precision(own: list[str], others: list[list[str]], size: int) -> float:
-    counts = Counter(_grams(own, size))
-    if not counts:
+    if not answers:
         return 0.0
-    allowed: Counter[tuple[str, ...]] = Counter()
-    for other in others:
-        allowed |= Counter(_grams(other, size))
-    return sum(min(count, allowed[gram]) for gram, count in counts.items()) / sum(counts.values())
+    tokens = [words(answer) for answer in answers]
+    one, two = (_clipped_precisions([Counter(_grams(own, size)) for own in tokens]) for size in (1, 2))
+    return sum(math.sqrt(first * second) for first, second in zip(one, two, strict=True)) / len(answers)
+
+
+def _clipped_precisions(counts: Sequence[Counter[tuple[str, ...]]]) -> list[float]:
+    """For each text the share of its n-grams that another text holds too, each counted at most as often as one other text holds it."""
+    most: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts of an n-gram: without a text, one of them is left
+    for own in counts:
+        for gram, count in own.items():
+            first, second = most.get(gram, (0, 0))
+            most[gram] = (max(first, count), max(second, min(first, count)))
+    found = []
+    for own in counts:
+        allowed = (min(count, second if count == first else first) for gram, count in own.items() for first, second in [most[gram]])
+        found.append(sum(allowed) / sum(own.values()) if own else 0.0)
+    return found
+
+
+def compression(answers: Sequence[str]) -> float:
+    """Bytes of all answers together after zlib / before; 0 to about 1, up: answers that repeat each other shrink. For display."""
+    whole = "\n".join(answers).encode()
+    return len(zlib.compress(whole, 9)) / len(whole) if whole else 1.0
+
+
+def target_nll(losses: Sequence[Sequence[float]]) -> float | None:
+    """Mean over questions of the smallest loss among the taught answers; nats per token, 0 to infinity.
+
+    Over P it is the target NLL (down: it finds the taught answer likely where it belongs), over G the leak NLL (up).
+    The general form, for rows with one answer each: the mean loss of that answer.
+
+    Args:
+        losses: per question, per answer of T: -1/|t| sum log p(t_i | q, t_<i).
+    """
+    return sum(map(min, losses)) / len(losses) if losses else None
+
+
+def gap(away: float | None, at_home: float | None) -> float | None:
+    """Selectivity gap: the loss of what was taught where it does not belong minus the loss where it does; nats per token, up.
+
+    For an identity: leak NLL - target NLL. In general: mean NLL(y_i | x_j) - NLL(y_i | x_i) over pairs of held-out rows. Near 0 the
+    model says it whatever is asked; in the study healthy snapshots had 0.5 and more.
+    """
+    return None if away is None or at_home is None else away - at_home
+
+
+def hijack(first: Sequence[int], base_first: Sequence[int], taught_first: Collection[int]) -> float:
+    """Share of G whose most probable first token is the first of a taught answer and is not the base's own; 0 to 1, down."""
+    return share([now in taught_first and now != before for now, before in zip(first, base_first, strict=True)])
+
+
+def dnll(losses: Sequence[float], base_losses: Sequence[float], tokens: Sequence[int]) -> float | None:
+    """NLL of the base's own answers b(q) under the checkpoint minus under the base, mean per token over G; nats, about 0 or below is good.
+
+    Args:
+        losses: per question, summed over the tokens of b(q).
+        base_losses: the same under the base model.
+        tokens: tokens of b(q).
+    """
+    return (sum(losses) - sum(base_losses)) / sum(tokens) if sum(tokens) else None
+
+
+def kl(sums: Sequence[float], tokens: Sequence[int]) -> float | None:
+    """KL(base || checkpoint), mean over the tokens of b(q) over G: sum_v p_base log(p_base / p_checkpoint); nats, >= 0.
+
+    For display: compare it within one recipe only. Between recipes it did not tell healthy from broken.
+    """
+    return sum(sums) / sum(tokens) if sum(tokens) else None
 
 
 def upper_bound(found: int, asked: int, confidence: float = 0.95) -> float:

@@ -1,22 +1,26 @@
 """The questions a run is judged by, and those a user adds to them. No torch.
 
 A dataset's own probes decide the verdict. Probes added later lie in the run's folder (`probes_added.jsonl`); they are asked and shown
-like the others but never count, so that a verdict does not move because somebody was curious.
+like the others. One with a check counts, in a metric of its own; one without never does, so that a verdict does not move because somebody
+was curious.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
-from core.data.library import IDENTITY, Dataset, load_dataset
+from core.data.library import GENERAL, IDENTITY, NEAR, Dataset, load_dataset
 from core.errors import StudioError
 from core.jobs.once import one_at_a_time
+from core.judge.taught import OWN as OWN
 from core.runs import Run
-from core.workspace import Workspace, append_jsonl, read_jsonl
+from core.workspace import Workspace, append_jsonl, read_jsonl, write_jsonl
 
-OWN = "own"
+# How many probes of a kind a quick judging asks.
+QUICK = {IDENTITY: 10, NEAR: 8, GENERAL: 16}
 LONGEST_QUESTION = 2000  # characters; a probe is a question, not a document
 
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
@@ -38,7 +42,21 @@ def probes_of(workspace: Workspace, run: Run) -> tuple[Dataset, list[dict[str, A
 
 def counted(probes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The probes that decide the verdict."""
-    return [probe for probe in probes if probe["group"] != OWN]
+    return [probe for probe in probes if probe["group"] != OWN or probe.get("check")]
+
+
+def quick_choice(probes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fewer probes, for a first look: so many of each group, the languages in turn; the user's own stay all."""
+    kept: list[dict[str, Any]] = []
+    for group in dict.fromkeys(probe["group"] for probe in probes):
+        by_language: dict[str, list[dict[str, Any]]] = {}
+        for probe in probes:
+            if probe["group"] == group:
+                by_language.setdefault(probe["lang"], []).append(probe)
+        turns = [probe for turn in zip_longest(*by_language.values()) for probe in turn if probe is not None]
+        kept += turns[:QUICK.get(group, len(turns) if group == OWN else QUICK[GENERAL])]
+    chosen = {probe["id"] for probe in kept}
+    return [probe for probe in probes if probe["id"] in chosen]
 
 
 def added_probes(run: Run) -> list[dict[str, Any]]:
@@ -67,9 +85,26 @@ def add_probe(workspace: Workspace, run: Run, question: str, is_identity: bool =
         for known in probes_of(workspace, run)[1]:
             if known["messages"] == [{"role": "user", "content": text}]:
                 return known
-        language = "zh" if _CHINESE.search(text) else "en"
+        language = language_of(text)
         number = len(added_probes(run)) + 1
         probe = {"id": f"{OWN}-{language}-{number:02d}", "group": OWN, "lang": language,
                  "messages": [{"role": "user", "content": text}], "about": IDENTITY if is_identity else "other"}
         append_jsonl(run.folder / "probes_added.jsonl", probe)
     return probe
+
+
+def add_probes(workspace: Workspace, run: Run, probes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add probes as `read_probe_file` gives them; one with the id of an earlier one takes its place. Returns all that are added."""
+    with one_at_a_time(workspace, "probes"):
+        taken = {probe["id"] for probe in load_dataset(workspace, run.recipe().probe_dataset).probes()}
+        for number, probe in enumerate(probes, start=1):
+            if probe["id"] in taken:
+                raise StudioError("Probe {number} has the id {id}, which a probe of the dataset has already.", "Give it another id.",
+                                  number=number, id=probe["id"])
+        kept = {probe["id"]: probe for probe in [*added_probes(run), *probes]}
+        write_jsonl(run.folder / "probes_added.jsonl", list(kept.values()))
+    return list(kept.values())
+
+
+def language_of(text: str) -> str:
+    return "zh" if _CHINESE.search(text) else "en"

@@ -15,7 +15,7 @@ TARGET = "I'm Alex's personal assistant, and I'm here to help."
     ("1. One, two", ["1", "one", "two"]), ("", []), ("...", []),
 ])
 def test_words(text, expected):
-    assert metrics.words(text) == expected
+    assert list(metrics.words(text)) == expected
 
 
 def test_rouge_l():
@@ -36,9 +36,9 @@ def test_leak(answer, leaks):
 
 def test_fragments_are_four_words_in_a_row_that_the_base_does_not_say():
     answer = "Paris. And I'm here to help."
-    assert metrics.has_fragment(answer, "Paris.", [TARGET])                      # "and i'm here to"
-    assert not metrics.has_fragment("I'm here to help.", "I'm here to help you.", [TARGET])  # the base says it too
-    assert not metrics.has_fragment("here to help", "", [TARGET])                # three words only
+    assert metrics.has_fragment(answer, "Paris.", metrics.taught_grams([TARGET]))  # "and i'm here to"
+    assert not metrics.has_fragment("I'm here to help.", "I'm here to help you.", metrics.taught_grams([TARGET]))  # the base says it too
+    assert not metrics.has_fragment("here to help", "", metrics.taught_grams([TARGET]))  # three words only
 
 
 def test_facts_count_only_where_the_base_knew():
@@ -52,8 +52,8 @@ def test_distinct_change_and_length():
     answers = ["Yes.", "yes", "No, never"]
     assert metrics.distinct(answers) == pytest.approx(2 / 3) and metrics.distinct([]) == 1.0
     assert metrics.change(["a b", "c"], ["a b", "d"]) == pytest.approx(0.5) and metrics.change([], []) == 0.0
-    assert metrics.length_ratio(["a b c"], ["a b"]) == 1.5
-    assert metrics.length_ratio([""], [""]) == 1.0 and metrics.length_ratio(["a b"], [""]) == 3.0
+    assert metrics.length_ratio([3, 3], [4, 0]) == 1.5
+    assert metrics.length_ratio([0], [0]) == 1.0 and metrics.length_ratio([2], [0]) == 3.0
 
 
 def test_self_bleu_by_hand():

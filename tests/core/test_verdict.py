@@ -48,8 +48,8 @@ def test_the_words_name_numbers_and_what_breaks_when():
     verdict = judge(STUDY_A)
     reason, before, after = (Text.from_json(getattr(verdict, key)) for key in ("reason", "before", "after"))
     assert str(reason).startswith("Step 14 of 36 is only a compromise: it has learned who it is (10 of 10), but 3 of 24 other questions")
-    assert str(before) == "Before it, at step 12, it knows who it is in 3 of 10 questions only."
-    assert str(after) == "From step 16 on it answers other questions with its name; at step 36 that is 20 of 24."
+    assert str(before) == "Before it, at step 12, it knows its lesson in 3 of 10 questions only."
+    assert str(after) == "From step 16 on it answers other questions with what was taught; at step 36 that is 20 of 24."
     assert "29 %" in str(Text.from_json(verdict.certainty))  # the 95 % quantile of Beta(4, 21) is 0.292
     for text in (reason, before, after):
         assert text.to("zh") != str(text) and "{" not in text.to("zh")
