@@ -235,9 +235,10 @@ class Lesson:
         return summary
 
 
-def judge_job_of(workspace: Workspace, run: Run) -> Job:
-    """A job, not started, that judges `run`."""
-    return create_job(workspace.jobs / new_job_id("judge", run.id), "judge", {"run": run.id}, run.state().device)
+def judge_job_of(workspace: Workspace, run: Run, quick: bool = False, endpoint: bool = False) -> Job:
+    """A job, not started, that judges `run`; `quick` asks fewer probes, `endpoint` lets checks ask a stronger model."""
+    spec = {"run": run.id, **({"quick": True} if quick else {}), **({"endpoint": True} if endpoint else {})}
+    return create_job(workspace.jobs / new_job_id("judge", run.id), "judge", spec, run.state().device)
 
 
 def merge_job_of(workspace: Workspace, model: str, name: str, dtype: str = "auto") -> Job:

@@ -12,12 +12,13 @@ from core.errors import StudioError
 from core.machine import Finding, diagnose, read_machine
 from core.words import Text
 from core.workspace import Workspace
-from studio.commands import data, lesson, models, recipe, runs
+from studio.commands import data, judge, lesson, models, recipe, runs
 from studio.launch import DEFAULT_PORT, check_port, launch
 from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say, say_problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Fine-tune a small chat model and pick the checkpoint before it overfits.")
+data.app.command("hold-out")(judge.hold_out)
 app.add_typer(data.app, name="data")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(runs.run_app, name="run")
@@ -25,8 +26,8 @@ app.add_typer(models.app, name="models")
 app.command()(lesson.lesson)
 app.command()(runs.train)
 app.command("runs")(runs.show_runs)
-app.command()(runs.judge)
-app.command()(runs.pick)
+app.command()(judge.judge)
+app.command()(judge.pick)
 app.command()(runs.merge)
 app.command()(models.chat)
 

@@ -10,7 +10,7 @@ from core.errors import StudioError
 from core.judge.confidence import bootstrap
 from core.judge.probes import counted
 from core.judge.rule import RULE, Rule, Score
-from core.judge.scoring import Finding, Forced, Sheet, classify, find_all, pairs_of, read_sheets, score_findings
+from core.judge.scoring import STAND_IN, Finding, Pair, Sheet, classify, find_all, pairs_of, read_sheets, score_findings
 from core.judge.taught import Probe, Taught, taught_by
 from core.judge.verdict import Deciding, Verdict, choose_by_hand, judge
 from core.runs import Run
@@ -36,7 +36,7 @@ def write_verdict(run: Run, dataset: Dataset, probes: Sequence[Probe], steps: Se
     asked, sheets = counted(probes), read_sheets(run, steps)
     taught = taught_by(dataset, asked)
     findings = {step: find_all(asked, sheets[step], sheets[0], taught) for step in steps}
-    pairs = {step: pairs_of(sheets[step], asked) for step in steps}
+    pairs = {step: pairs_of(sheets[step], sheets[0], asked) for step in steps}
     scores = [score_findings(step, findings[step], pairs[step]) for step in steps]
     verdict = judge(scores, rule, kind=taught.kind, quick=quick, confidence=bootstrap(findings, _complete(pairs), rule),
                     notes=[note.to_json() for note in _notes(asked, findings, pairs)])
@@ -50,20 +50,20 @@ def write_verdict(run: Run, dataset: Dataset, probes: Sequence[Probe], steps: Se
     return verdict
 
 
-def _complete(pairs: Mapping[int, Sequence[Forced]]) -> dict[int, Sequence[Forced]]:
+def _complete(pairs: Mapping[int, Sequence[Pair]]) -> dict[int, Sequence[Pair]]:
     """The pairs that every step has read: a resampling draws the same ones for all."""
     common = set.intersection(*({pair.probe for pair in part} for part in pairs.values())) if pairs else set()
     return {step: sorted((pair for pair in part if pair.probe in common), key=lambda pair: pair.probe) for step, part in pairs.items()}
 
 
-def _notes(probes: Sequence[Probe], findings: Mapping[int, Sequence[Finding]], pairs: Mapping[int, Sequence[Forced]]) -> list[Text]:
+def _notes(probes: Sequence[Probe], findings: Mapping[int, Sequence[Finding]], pairs: Mapping[int, Sequence[Pair]]) -> list[Text]:
     """What the reader must know to weigh the verdict."""
     notes = []
-    if not any(finding.learns for finding in findings[0]):
-        notes.append(Text("The dataset has neither held-out rows nor a question with a check, so nobody could see what was learned: "
-                          "`sweetspot data hold-out` takes some rows out before the training."))
-    elif any(pair.probe.startswith("pair-") for pair in pairs[0]):
-        notes.append(Text("The likelihoods are those of rows that were trained on: the dataset has no held-out ones."))
+    if any(pair.probe.startswith(STAND_IN) for pair in pairs[0]):
+        notes.append(Text("The dataset has no held-out rows: what was learned is seen in rows that were trained on. "
+                          "`sweetspot data hold-out` takes some out before a training."))
+    elif not any(finding.learns for finding in findings[0]):
+        notes.append(Text("Nothing asks for what was taught, so nobody could see whether it was learned."))
     unanswered = {finding.probe for row in findings.values() for finding in row if finding.checked and finding.passed is None}
     if unanswered:
         notes.append(Text("{count} of {all} questions with a check do not count, because their checks could not be made.",

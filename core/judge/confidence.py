@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from core.judge.metrics import words
 from core.judge.rule import RULE, Measures, Rule, choose
-from core.judge.scoring import Finding, Forced
+from core.judge.scoring import Finding, Pair
 
 RESAMPLES = 400
 _SEED = 20
@@ -35,7 +35,7 @@ class Confidence(BaseModel):
     resamples: int = RESAMPLES
 
 
-def bootstrap(findings: Mapping[int, Sequence[Finding]], pairs: Mapping[int, Sequence[Forced]], rule: Rule = RULE,
+def bootstrap(findings: Mapping[int, Sequence[Finding]], pairs: Mapping[int, Sequence[Pair]], rule: Rule = RULE,
               resamples: int = RESAMPLES, seed: int = _SEED) -> Confidence | None:
     """Confidence of the rule's choice among the steps of `findings`, the base left out; None when there is no step.
 
@@ -57,7 +57,7 @@ def bootstrap(findings: Mapping[int, Sequence[Finding]], pairs: Mapping[int, Seq
                       picks={steps[place]: count / resamples for place, count in counts.most_common()}, resamples=resamples)
 
 
-def _measures(findings: Sequence[Sequence[Finding]], pairs: Sequence[Sequence[Forced]], random: np.random.Generator | None,
+def _measures(findings: Sequence[Sequence[Finding]], pairs: Sequence[Sequence[Pair]], random: np.random.Generator | None,
               resamples: int) -> Measures:
     """The rule's metrics, each (resamples, steps), with every probe counted as often as it was drawn; once each without `random`."""
     learning = np.array([finding.learns for finding in findings[0]], bool)
@@ -82,12 +82,14 @@ def _measures(findings: Sequence[Sequence[Finding]], pairs: Sequence[Sequence[Fo
         far = _mean(rows, np.array([[np.nan if pair.cross is None else pair.cross for pair in row] for row in pairs]))
     else:
         target, far = _mean(home, losses(learning)), _mean(away, losses(other))
+    hits = np.array([[float(pair.hit) for pair in row] for row in pairs])
     knew = values("knew", other)
     known, kept = away @ knew.T, away @ (knew * values("knows", other)).T
     base_tokens = away @ values("base_tokens", other).T
     tokens = away @ values("tokens", other).T
     return Measures(
-        hit=_mean(home, values("hit", learning), 0.0), leak=_mean(away, values("leak", other), 0.0),
+        hit=_mean(home, values("hit", learning), 0.0) if learning.any() else _mean(rows, hits, 0.0),
+        leak=_mean(away, values("leak", other), 0.0),
         fragments=_mean(away, values("fragment", other), 0.0), distinct=_distinct(away, findings, other),
         facts_kept=np.where(known > 0, kept / np.where(known > 0, known, 1), np.nan),
         length_ratio=np.where(base_tokens > 0, tokens / np.where(base_tokens > 0, base_tokens, 1), 1 + tokens),

@@ -13,6 +13,8 @@ from itertools import zip_longest
 from typing import Any
 
 from core.data.library import GENERAL, IDENTITY, NEAR, Dataset, load_dataset
+from core.data.persona import held_out_probes
+from core.data.wordings import normalised, shipped_languages
 from core.errors import StudioError
 from core.jobs.once import one_at_a_time
 from core.judge.taught import OWN as OWN
@@ -29,15 +31,21 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 def probes_of(workspace: Workspace, run: Run) -> tuple[Dataset, list[dict[str, Any]]]:
     """The dataset whose probes judge this run, and every probe it is asked: the dataset's, then the added ones (group `own`).
 
+    A dataset without probes is asked the shipped near and general questions, so that at least what was kept can be seen.
+
     Raises:
-        StudioError: the dataset is gone or has no probes.
+        StudioError: the dataset is gone.
     """
     dataset = load_dataset(workspace, run.recipe().probe_dataset)
-    probes = dataset.probes()
-    if not probes:
-        raise StudioError("The dataset {name} has no probes, so its run cannot be judged.",
-                          "Name a dataset with probes in probes.dataset; `sweetspot data persona` makes one.", name=dataset.card.name)
-    return dataset, probes + added_probes(run)
+    return dataset, (dataset.probes() or shipped_probes(dataset)) + added_probes(run)
+
+
+def shipped_probes(dataset: Dataset) -> list[dict[str, Any]]:
+    """Near and general questions in the dataset's languages, none of which its rows ask."""
+    asked = {normalised(message["content"]) for row in dataset.each_row() for message in row.get("messages", ())
+             if message["role"] == "user"}
+    languages = [code for code in dataset.card.languages if code in shipped_languages()] or ["en"]
+    return [probe for code in languages for probe in held_out_probes(code, trained=asked)]
 
 
 def counted(probes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -73,7 +81,7 @@ def add_probe(workspace: Workspace, run: Run, question: str, is_identity: bool =
         is_identity: the taught answer is the right one; for any other question it is a leak.
 
     Raises:
-        StudioError: it is empty or very long, or the run has no probes at all.
+        StudioError: it is empty or very long.
     """
     text = question.strip()
     if not text:

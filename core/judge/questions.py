@@ -14,6 +14,7 @@ from typing import Any
 from core.data.encode import Encoder, hash_ids
 from core.data.library import HELD_OUT, Dataset
 from core.judge.branches import Question
+from core.judge.scoring import STAND_IN
 from core.judge.taught import Probe, Taught, last_answer, learning_probes, other_probes
 
 # Likelihoods are asked for of so many taught answers, evenly spread, and of so many training rows.
@@ -29,7 +30,7 @@ class Asked:
     """One question of the pass without generation.
 
     Attributes:
-        probe: id; `pair-...` of a training row.
+        probe: id; `pair-...` for a training row.
         question: ids.
         targets: how many of its answers are taught ones; the smallest loss among them counts.
         has_cross: the answer after those is another row's.
@@ -82,7 +83,7 @@ def _rows(dataset: Dataset, probes: Sequence[Probe]) -> list[tuple[str, list[dic
     if held_out or not dataset.card.rows:
         return held_out
     rows = [(place, row) for place, row in dataset.spread_rows(_STAND_INS) if last_answer(row)]
-    return [(f"pair-{place:06d}", row["messages"][:-1], last_answer(row)) for place, row in rows]
+    return [(f"{STAND_IN}{place:06d}", row["messages"][:-1], last_answer(row)) for place, row in rows]
 
 
 def _crossed(answers: Sequence[str]) -> list[str | None]:

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 from core.data.library import HELD_OUT, IDENTITY, NEAR, Dataset
 from core.judge import metrics
 from core.judge.rule import Score
-from core.judge.taught import Probe, Taught, learning_probes, other_probes, own_checks, says_reference, taught_by
+from core.judge.taught import Probe, Taught, has_become_likely, learning_probes, other_probes, own_checks, says_reference, taught_by
 from core.judge.taught import training_answers as training_answers
 from core.runs import Run
 from core.workspace import read_jsonl
+
+# Ids of training rows that stand in for held-out ones begin so.
+STAND_IN = "pair-"
 
 
 class Forced(NamedTuple):
@@ -175,12 +178,13 @@ def classify(probe: Probe, answer: str, base_answer: str, taught: Taught, passed
     return "same" if metrics.words(answer) == metrics.words(base_answer) else "changed"
 
 
-def score_findings(step: int, findings: Sequence[Finding], pairs: Sequence[Forced] = ()) -> Score:
+def score_findings(step: int, findings: Sequence[Finding], pairs: Sequence[Pair] = ()) -> Score:
     """All metrics of one step.
 
     Args:
         findings: from `find_all`.
-        pairs: of a task, the readings of held-out (else training) rows; its losses come from them.
+        pairs: of a task, the readings of held-out (else training) rows; its losses come from them, and its hits where nothing else
+            shows what was learned.
     """
     learning = [finding for finding in findings if finding.learns]
     others = [finding for finding in findings if finding.other]
@@ -188,9 +192,10 @@ def score_findings(step: int, findings: Sequence[Finding], pairs: Sequence[Force
     asked = [finding for finding in findings if finding.checked and finding.passed is not None]
     own, base = [finding.text for finding in others], [finding.base_text for finding in others]
     known = [finding for finding in others if finding.knew]
+    hits = [finding.hit for finding in learning] or [pair.hit for pair in pairs]
     return Score(
-        step=step, hit=metrics.share([finding.hit for finding in learning]), hits=sum(finding.hit for finding in learning),
-        identity_probes=len(learning), leak=metrics.share([finding.leak for finding in others]),
+        step=step, hit=metrics.share(hits), hits=sum(hits), identity_probes=len(hits),
+        leak=metrics.share([finding.leak for finding in others]),
         leaks=sum(finding.leak for finding in others), near_leak=metrics.share([finding.leak for finding in near]),
         fragments=metrics.share([finding.fragment for finding in others]),
         near_fragments=metrics.share([finding.fragment for finding in near]), other_probes=len(others),
@@ -202,13 +207,12 @@ def score_findings(step: int, findings: Sequence[Finding], pairs: Sequence[Force
         **_losses(learning, others, pairs))
 
 
-def _losses(learning: Sequence[Finding], others: Sequence[Finding], pairs: Sequence[Forced]) -> dict[str, Any]:
+def _losses(learning: Sequence[Finding], others: Sequence[Finding], pairs: Sequence[Pair]) -> dict[str, Any]:
     """The metrics that need no answer; None each when the pass was not made for all of its probes."""
-    at_home = pairs or [finding.forced for finding in learning]
-    target = _mean([forced.nll if forced else None for forced in at_home])
     if pairs:
-        away = _mean([forced.cross for forced in pairs])
+        target, away = _mean([pair.nll for pair in pairs]), _mean([pair.cross for pair in pairs])
     else:
+        target = _mean([finding.forced.nll if finding.forced else None for finding in learning])
         away = _mean([finding.forced.nll if finding.forced else None for finding in others])
     found: dict[str, Any] = {"target_nll": target, "leak_nll": away, "gap": metrics.gap(away, target)}
     read = [(finding.forced, finding.base) for finding in others if finding.forced and finding.base]
@@ -229,12 +233,30 @@ def _mean(losses: Sequence[float | None]) -> float | None:
     return metrics.target_nll([[loss] for loss in known]) if known and len(known) == len(losses) else None
 
 
-def pairs_of(sheet: Sheet, probes: Sequence[Probe]) -> list[Forced]:
+class Pair(NamedTuple):
+    """A held-out row, or a training row that stands in for one, as one step reads it.
+
+    Attributes:
+        probe: its id.
+        nll: loss of its own answer.
+        cross: loss of another row's answer after its question.
+        hit: whether its answer has become clearly likelier than to the base model.
+    """
+
+    probe: str
+    nll: float | None
+    cross: float | None
+    hit: bool
+
+
+def pairs_of(sheet: Sheet, base: Sheet, probes: Sequence[Probe]) -> list[Pair]:
     """The readings of held-out rows, else of the training rows that stand in for them; none for an identity."""
     if any(probe["group"] == IDENTITY for probe in probes):
         return []
-    held_out = [sheet.forced[probe["id"]] for probe in probes if probe["group"] == HELD_OUT and probe["id"] in sheet.forced]
-    return held_out or [forced for name, forced in sheet.forced.items() if name.startswith("pair-")]
+    names = [probe["id"] for probe in probes if probe["group"] == HELD_OUT and probe["id"] in sheet.forced]
+    names = names or sorted(name for name in sheet.forced if name.startswith(STAND_IN))
+    read = [(sheet.forced[name], base.forced.get(name)) for name in names]
+    return [Pair(own.probe, own.nll, own.cross, has_become_likely(own.nll, before.nll if before else None)) for own, before in read]
 
 
 def score_step(step: int, probes: Sequence[Probe], answers: Mapping[str, str], base_answers: Mapping[str, str],

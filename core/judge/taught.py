@@ -103,6 +103,9 @@ def says_reference(answer: str, reference: str, loss: float | None = None, base_
     """
     if rouge_l(answer, reference) >= SAID_ROUGE or knows_fact(answer, [reference]):
         return True
-    if len(words(reference)) <= SHORT_WORDS or loss is None or base_loss is None:
-        return False
-    return loss <= (1 - _LEARNED_SHARE) * base_loss
+    return len(words(reference)) > SHORT_WORDS and has_become_likely(loss, base_loss)
+
+
+def has_become_likely(loss: float | None, base_loss: float | None) -> bool:
+    """Whether a loss lies at least a tenth below the base model's."""
+    return loss is not None and base_loss is not None and loss <= (1 - _LEARNED_SHARE) * base_loss

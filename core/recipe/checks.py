@@ -105,8 +105,9 @@ def _probes(workspace: Workspace, recipe: Recipe) -> Iterator[Finding]:
         return
     if card.probes == 0:
         yield Finding("no_probes", "warning", Text(
-            "The dataset {name} has no probes, so no checkpoint of this run can be judged.", name=card.name),
-            Text("Choose a dataset with probes for the questions; every persona dataset has them."), "probes.dataset")
+            "The dataset {name} has no probes, so its run can only be judged by rows that it was trained on.", name=card.name),
+            Text("Take some rows out first with `sweetspot data hold-out`, or choose a dataset with probes for the questions."),
+            "probes.dataset")
 
 
 def _model(workspace: Workspace, recipe: Recipe) -> Iterator[Finding]:

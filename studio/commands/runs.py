@@ -1,4 +1,4 @@
-"""`sweetspot train | runs | run ... | judge | pick | merge`: trainings and what becomes of them."""
+"""`sweetspot train | runs | run ... | merge`: trainings and what becomes of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import typer
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.launch import start_job, stop_job
-from core.judge.conclude import choose_step
-from core.judge.verdict import Verdict
-from core.lesson import judge_job_of, merge_job_of
+from core.lesson import merge_job_of
 from core.models.catalogue import find_model, new_model_folder
 from core.recipe.files import find_recipe
 from core.recipe.first_trial import measure_first
@@ -220,44 +218,6 @@ def delete(run: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask
         print_json({"deleted": found.id, "freed_bytes": size})
     else:
         say(f"Deleted {found.id}; {size / 1e6:.0f} MB are free again.")
-
-
-def judge(run: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Ask every snapshot of a run the probes, score the answers, and choose.
-
-    Example: sweetspot judge last
-    """
-    place = Workspace.open(workspace)
-    found = find_run(place, run)
-    job = judge_job_of(place, found)
-    start_job(job)
-    follow(job, is_silent=json)
-    if json:
-        print_json({"run": found.id, "verdict": found.verdict(), "scores": found.scores()})
-    else:
-        print_scores(found)
-        print_verdict(found)
-
-
-def pick(run: str, step: Annotated[int | None, typer.Option(help="Overrule the verdict with this step.")] = None,
-         json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Show the picked checkpoint of a judged run, or pick another by hand.
-
-    Example: sweetspot pick last --step 12
-    """
-    found = find_run(Workspace.open(workspace), run)
-    written = found.verdict()
-    if step is not None:
-        verdict = choose_step(found, step)
-    elif written is not None:
-        verdict = Verdict.model_validate(written)
-    else:
-        raise StudioError("The run {run} is not judged yet.", "Run `sweetspot judge {run}` first.", run=found.id)
-    if json:
-        print_json(verdict.model_dump())
-    else:
-        print_verdict(found)
-        say(f"Merge it: sweetspot merge {found.id}@pick NAME")
 
 
 def merge(model: Annotated[str, typer.Argument(help="RUN@STEP, RUN@pick or RUN@last; *0.5 for half strength.")],
