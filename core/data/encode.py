@@ -101,6 +101,23 @@ class Encoder:
         text = self.render(messages, add_generation_prompt=True, tools=tools)
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_answers(self, messages: Sequence[Message], answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """A prompt's ids, and for each answer to it the ids that follow, without the end token: what a likelihood is asked for.
+
+        An answer is encoded in its place, because where it begins decides how its first word is split.
+        """
+        prompt = self.encode_prompt(messages)
+        found = []
+        for answer in answers:
+            whole = self.encode([*messages, {"role": "assistant", "content": answer}], "last")
+            own = [token for token, is_trained in zip(whole.ids, whole.trained, strict=True) if is_trained]
+            if whole.ids[:len(prompt) + len(own)] != prompt + own:  # a template that opens a closed turn in another way
+                own = self.tokenizer.encode(answer.strip(), add_special_tokens=False).ids
+            while own and own[-1] in self.end_ids:
+                own.pop()
+            found.append(own)
+        return prompt, found
+
     def encode_row(self, row: Mapping[str, Any], train_on: TrainOn = "all", max_length: int | None = None) -> Encoded:
         """A row of a dataset: a conversation under `messages`, with its `tools` if any, or a plain document under `text`."""
         if "text" in row:
