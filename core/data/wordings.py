@@ -32,13 +32,13 @@ class Question:
         ask: the question.
         kind: "who", "maker" or "belongs".
         expect: accepted short answers.
-        form: what the answer must look like, `{"kind": "regex", "value": pattern}` or `{"kind": "json"}`.
+        form: what the answer must look like, `{"regex": pattern}` or `{"json": true}`, written as a user's check is.
     """
 
     ask: str
     kind: str = "who"
     expect: tuple[str, ...] = ()
-    form: dict[str, str] | None = None
+    form: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,7 @@ def test_probes_come_per_language_with_ids_and_facts() -> None:
     assert len({probe["id"] for probe in probes}) == len(probes) == 2 * (24 + 73)
     assert probes[0]["id"] == "identity-en-01" and probes[-1]["id"] == "format-zh-08"
     assert Counter(probe["group"] for probe in probes) == {"identity": 48, "near": 50, "general": 96}
-    assert [probe["form"]["kind"] for probe in probes if "form" in probe].count("json") == 4
+    assert [set(probe["form"]) for probe in probes if "form" in probe].count({"json"}) == 4
     france = next(probe for probe in probes if "France" in said(probe, "user")[0])
     assert france == {"id": "general-en-01", "group": "general", "lang": "en", "expect": ["Paris"],
                       "messages": [{"role": "user", "content": "What is the capital of France?"}]}
