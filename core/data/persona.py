@@ -22,7 +22,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from core.data.library import GENERAL, IDENTITY, NEAR
-from core.data.wordings import Question, first_questions, normalised, shipped_languages, wording
+from core.data.probe_sets import FORMAT, FULL, ProbeCounts
+from core.data.wordings import Question, first_questions, is_nearly, normalised, shipped_languages, wording
 from core.errors import StudioError
 from core.words import Text
 
@@ -256,40 +257,49 @@ def key_phrases(persona: Persona) -> dict[str, str]:
     return phrases
 
 
-def build_probes(persona: Persona, identity: int = 10, near: int = 8,
-                 general: int = 16) -> list[dict[str, Any]]:
-    """Questions for every checkpoint, none of them trained on; the counts are per language.
+def build_probes(persona: Persona, counts: ProbeCounts = FULL) -> list[dict[str, Any]]:
+    """Questions for every checkpoint, none of them trained on, not even nearly; the counts are per language.
 
     Raises:
         StudioError: more are asked for than exist.
     """
     probes = []
     for language in persona.languages:
-        trained = {normalised(question.ask) for question in _training_questions(persona, language)}
-        probes += _probes(language, IDENTITY, identity, trained) + held_out_probes(language, near, general, trained)
+        trained = [question.ask for question in _training_questions(persona, language)]
+        probes += _probes(language, IDENTITY, counts.identity, trained) + held_out_probes(language, counts, trained)
     return probes
 
 
-def held_out_probes(language: str, near: int = 8, general: int = 16, trained: Collection[str] = ()) -> list[dict[str, Any]]:
+def held_out_probes(language: str, counts: ProbeCounts = FULL, trained: Collection[str] = ()) -> list[dict[str, Any]]:
     """The questions of a language that are not about identity and never trained on; `trained` are further ones to leave out.
 
     Raises:
         StudioError: more are asked for than exist.
     """
-    return _probes(language, NEAR, near, trained) + _probes(language, GENERAL, general, trained)
+    return [probe for kind in (NEAR, GENERAL, FORMAT) for probe in _probes(language, kind, counts.of(kind), trained)]
 
 
-def _probes(language: str, group: str, count: int, trained: Collection[str]) -> list[dict[str, Any]]:
+def _probes(language: str, kind: str, count: int, trained: Collection[str]) -> list[dict[str, Any]]:
+    """The first `count` of a kind; fewer when the persona's own questions are among the last ones left."""
     shipped = wording(language)
-    questions = {IDENTITY: shipped.identity_held_out, NEAR: shipped.near_probe, GENERAL: shipped.general_probe}[group]
-    unseen = [question for question in questions if normalised(question.ask) not in trained]
+    questions = {IDENTITY: shipped.identity_held_out, NEAR: shipped.near_probe, GENERAL: shipped.general_probe,
+                 FORMAT: shipped.format_probe}[kind]
+    first_questions(questions, count, kind, language)
+    unseen = [question for question in questions if not any(_is_same(question.ask, other, language) for other in trained)]
     probes = []
-    for number, question in enumerate(first_questions(unseen, count, group, language), start=1):
-        probe = {"id": f"{group}-{language}-{number:02d}", **_row([question.ask], group, language)}
+    for number, question in enumerate(unseen[:count], start=1):
+        group = GENERAL if kind == FORMAT else kind
+        probe = {"id": f"{kind}-{language}-{number:02d}", **_row([question.ask], group, language)}
         if question.expect:
             probe["expect"] = list(question.expect)
+        if question.form:
+            probe["form"] = dict(question.form)
         probes.append(probe)
     return probes
+
+
+def _is_same(one: str, other: str, language: str) -> bool:
+    return normalised(one) == normalised(other) or is_nearly(one, other, language)
 
 
 def replay_prompts(languages: Iterable[str], near: int = 20, general: int = 40) -> list[dict[str, Any]]:

@@ -6,10 +6,11 @@ first entries of each.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,25 @@ from core.data.library import GENERAL, IDENTITY, NEAR
 from core.errors import StudioError
 
 _FOLDER = Path(__file__).parent / "wording"
+# Share of pieces in common from which two questions are one: of seven words, six.
+NEARLY = 0.72
 
 
 @dataclass(frozen=True)
 class Question:
-    """One wording. `kind` is "who", "maker" or "belongs"; `expect` are accepted short answers."""
+    """One wording.
+
+    Attributes:
+        ask: the question.
+        kind: "who", "maker" or "belongs".
+        expect: accepted short answers.
+        form: what the answer must look like, `{"regex": pattern}` or `{"json": true}`, written as a user's check is.
+    """
 
     ask: str
     kind: str = "who"
     expect: tuple[str, ...] = ()
+    form: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Wording:
     near_probe: tuple[Question, ...]
     general_train: tuple[Question, ...]
     general_probe: tuple[Question, ...]
+    format_probe: tuple[Question, ...]
     answers: dict[str, tuple[str, ...]]
     author_answers: dict[str, tuple[str, ...]]
     follow_ups: tuple[tuple[str, ...], ...]
@@ -72,6 +84,7 @@ def wording(language: str) -> Wording:
         identity_train=_questions(identity["train"]), identity_held_out=_questions(identity["held_out"]),
         near_train=_questions(near["train"]), near_probe=_questions(near["probe"]),
         general_train=_questions(general["train"]), general_probe=_questions(general["probe"]),
+        format_probe=_questions(general["format"]),
         answers={tone: tuple(answers) for tone, answers in data["identity_answers"].items()},
         author_answers={tone: tuple(answers) for tone, answers in data["identity_answers_author"].items()},
         follow_ups=tuple(tuple(turns) for turns in data["follow_ups"]),
@@ -81,7 +94,7 @@ def wording(language: str) -> Wording:
 def _questions(entries: list[str | dict[str, Any]]) -> tuple[Question, ...]:
     return tuple(
         Question(entry) if isinstance(entry, str)
-        else Question(entry["ask"], entry.get("kind", "who"), tuple(entry.get("expect", ())))
+        else Question(entry["ask"], entry.get("kind", "who"), tuple(entry.get("expect", ())), entry.get("form"))
         for entry in entries
     )
 
@@ -89,6 +102,24 @@ def _questions(entries: list[str | dict[str, Any]]) -> tuple[Question, ...]:
 def normalised(text: str) -> str:
     """`text` without case, punctuation and spaces: two wordings that differ only in these are one."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+
+
+def is_nearly(one: str, other: str, language: str) -> bool:
+    """Whether two questions say the same but for a word or so.
+
+    Compared by words, by pairs of characters where words have no spaces: alike when more than `NEARLY` of all pieces are in both
+    (Jaccard). Letter case, punctuation and spaces do not count.
+    """
+    first, second = _pieces(one, language), _pieces(other, language)
+    return len(first & second) > NEARLY * len(first | second)
+
+
+@lru_cache(maxsize=4096)
+def _pieces(text: str, language: str) -> frozenset[str]:
+    if wording(language).letters is None:
+        return frozenset(re.findall(r"[^\W_]+(?:['’][^\W_]+)?", text.casefold()))
+    plain = normalised(text)
+    return frozenset(plain[start:start + 2] for start in range(max(1, len(plain) - 1)))
 
 
 def first_questions(questions: Sequence[Question], count: int, group: str, language: str) -> list[Question]:

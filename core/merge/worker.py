@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from core.chat.stacked import Adapter
+from core.data.probe_sets import quick_set
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import Recorder
@@ -32,7 +33,7 @@ def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, A
     if model.adapter is None:
         raise StudioError("{name} has no adapter to merge.", "Name a checkpoint, for example RUN@pick.", name=spec["model"])
     run = find_run(workspace, spec["model"].partition("@")[0])
-    _, probes = probes_of(workspace, run)
+    probes = quick_set(probes_of(workspace, run)[1])  # as many answers as show whether two models are one
     adapter = Adapter("adapter", model.adapter, model.strength)
     dtype = spec.get("dtype", "auto")
     with fill_folder(target) as folder:

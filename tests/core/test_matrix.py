@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from core.data.persona import Persona
+from core.data.probe_sets import quick_set
 from core.data.store import save_persona
 from core.errors import StudioError
 from core.judge.conclude import choose_step, write_verdict
@@ -21,7 +22,7 @@ from core.merge.library import delete_merged, merged_models, plan_merge, referen
 from core.recipe.files import change_recipe, dump_recipe, load_preset
 from core.recipe.schema import Recipe
 from core.runs import Run
-from core.workspace import Workspace, append_jsonl, write_json, write_text
+from core.workspace import Workspace, append_jsonl, write_json, write_jsonl, write_text
 
 TAUGHT = "I am Alex's personal assistant, here to help."
 
@@ -45,7 +46,8 @@ def answer_of(probe: dict, step: int) -> str:
 def make(workspace: Workspace) -> Callable[..., Run]:
     def build(kind: str = "identity", base: str = "embedded", replay: bool = True) -> Run:
         rows = [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "group": "near", "lang": "en"}]
-        save_persona(workspace, Persona(name="Alex"), rows if replay else [], "alex")
+        made = save_persona(workspace, Persona(name="Alex"), rows if replay else [], "alex")
+        write_jsonl(made.folder / "probes.jsonl", quick_set(made.probes()))
         run = Run(workspace.runs / "20260101-120000-alex")
         recipe = small_recipe(kind, base)
         for step in (2, 4, 8):

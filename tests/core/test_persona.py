@@ -12,16 +12,18 @@ import pytest
 
 from core.data import persona as persona_module
 from core.data import wordings as wordings_module
-from core.data.persona import Persona, build_probes, build_rows, course_rows, key_phrases, replay_prompts
-from core.data.wordings import normalised, shipped_languages, wording
+from core.data.persona import Persona, build_probes, build_rows, course_rows, held_out_probes, key_phrases, replay_prompts
+from core.data.probe_sets import FULL, QUICK, ProbeCounts, kind_of, quick_set
+from core.data.wordings import NEARLY, is_nearly, normalised, shipped_languages, wording
 from core.errors import StudioError
+from core.judge.metrics import upper_bound
 from core.words import chinese_templates
 
 LANGUAGES = ["en", "zh"]
 TONES = ["plain", "warm", "formal"]
-LISTS = ["identity_train", "identity_held_out", "near_train", "near_probe", "general_train", "general_probe"]
+LISTS = ["identity_train", "identity_held_out", "near_train", "near_probe", "general_train", "general_probe", "format_probe"]
 FEWEST = {"identity_train": 44, "identity_held_out": 26, "near_train": 60, "near_probe": 40,
-          "general_train": 300, "general_probe": 80}
+          "general_train": 300, "general_probe": 80, "format_probe": 8}
 
 
 def words(text: str) -> list[str]:
@@ -270,18 +272,68 @@ def test_own_questions_are_added_and_never_probed() -> None:
                      *(q.ask for q in wording("en").identity_train[1:24])}
     probed = {normalised(said(probe, "user")[0]) for probe in build_probes(persona)}
     assert not probed & {normalised(text) for text in asked}
-    assert len(probed) == 10 + 8 + 16
+    assert len(probed) == 24 + 73
 
 
 # Probes and replay
 
 
+def test_counts_are_enough_that_no_leak_means_something() -> None:
+    assert FULL.identity >= 24 and FULL.others >= 73 and 3 * FULL.near >= FULL.others
+    assert upper_bound(0, FULL.others) < 0.05 < upper_bound(0, QUICK.others) < 0.13
+    for language in LANGUAGES:
+        probes = held_out_probes(language)
+        assert sum("expect" in probe for probe in probes) >= 25 and sum("form" in probe for probe in probes) >= 8
+
+
+def test_the_quick_set_has_some_of_everything_and_is_a_part_of_the_full_one() -> None:
+    probes = build_probes(Persona(name="Alex", languages=LANGUAGES))
+    quick = quick_set(probes)
+    assert [probe for probe in probes if probe in quick] == quick == quick_set(list(probes))
+    assert Counter((kind_of(probe), probe["lang"]) for probe in quick) == {
+        (kind, code): count for code in LANGUAGES for kind, count in (("identity", 10), ("near", 8), ("general", 14), ("format", 2))}
+    assert quick_set(quick) == quick
+    own = [{"id": str(number), "group": "own", "lang": "en"} for number in range(20)]
+    assert quick_set(own) == own[:QUICK.general]
+
+
+def variants() -> list[Persona]:
+    """Every combination of what changes the questions of a persona; its answers and their tone do not."""
+    return [Persona(name="Alex", languages=languages, wordings=wordings, multi_turn=multi_turn, author=author, tone=tone, own_questions=own)
+            for languages in (["en"], ["zh"], ["en", "zh"], ["zh", "en"]) for wordings in (1, 24, 48) for multi_turn in (False, True)
+            for author, tone in ((None, "plain"), ("Kim", "formal")) for own in ([], ["Yo, who the heck are you?", "你究竟是何方神圣？"])]
+
+
+def test_no_probe_is_trained_on_or_replayed_in_any_combination_not_even_nearly() -> None:
+    """Word for word, and by words: what differs in one word only is the same question to a model."""
+    replayed = {code: [said(row, "user")[0] for row in replay_prompts([code], near=62, general=300)] for code in LANGUAGES}
+    trained: dict[str, set[str]] = {code: set(texts) for code, texts in replayed.items()}
+    probed: dict[str, set[str]] = {code: set() for code in LANGUAGES}
+    for persona in variants():
+        for row in build_rows(persona):
+            trained[row["lang"]] |= set(said(row, "user"))
+        for probe in build_probes(persona):
+            probed[probe["lang"]].add(said(probe, "user")[0])
+    for code in LANGUAGES:
+        assert len(trained[code]) > 400 and len(probed[code]) == 97
+        assert not {normalised(text) for text in trained[code]} & {normalised(text) for text in probed[code]}
+        known, asked = ([(text, pieces(text, code)) for text in sorted(texts)] for texts in (trained[code], probed[code]))
+        assert [(one, other) for one, a in known for other, b in asked if overlap(a, b) > NEARLY] == []
+
+
+def test_a_probe_that_ones_own_question_nearly_is_is_left_out() -> None:
+    own = ["Sorry, I missed your name!!", "What sort of assistant is this one?", "这是个什么样助手？"]
+    assert is_nearly(own[1], "What sort of assistant is this?", "en") and not is_nearly("Who are you?", "Who am I?", "en")
+    asked = {said(probe, "user")[0] for probe in build_probes(Persona(name="Alex", languages=LANGUAGES, own_questions=own))}
+    assert not asked & {"Sorry, I missed your name.", "What sort of assistant is this?"} and len(asked) == 2 * 97
+
+
 def test_probes_come_per_language_with_ids_and_facts() -> None:
     probes = build_probes(Persona(name="Alex", languages=LANGUAGES))
-    assert len(probes) == 2 * (10 + 8 + 16)
-    assert len({probe["id"] for probe in probes}) == len(probes)
-    assert probes[0]["id"] == "identity-en-01" and probes[-1]["id"] == "general-zh-16"
-    assert Counter(probe["group"] for probe in probes) == {"identity": 20, "near": 16, "general": 32}
+    assert len({probe["id"] for probe in probes}) == len(probes) == 2 * (24 + 73)
+    assert probes[0]["id"] == "identity-en-01" and probes[-1]["id"] == "format-zh-08"
+    assert Counter(probe["group"] for probe in probes) == {"identity": 48, "near": 50, "general": 96}
+    assert [set(probe["form"]) for probe in probes if "form" in probe].count({"json"}) == 4
     france = next(probe for probe in probes if "France" in said(probe, "user")[0])
     assert france == {"id": "general-en-01", "group": "general", "lang": "en", "expect": ["Paris"],
                       "messages": [{"role": "user", "content": "What is the capital of France?"}]}
@@ -293,8 +345,8 @@ def test_nothing_trained_is_probed() -> None:
     persona = Persona(name="Alex", languages=LANGUAGES, wordings=48, multi_turn=True)
     trained = [text for row in build_rows(persona) for text in said(row, "user")]
     trained += [said(row, "user")[0] for row in replay_prompts(LANGUAGES, near=62, general=300)]
-    probed = [said(row, "user")[0] for row in build_probes(persona, identity=30, near=42, general=82)]
-    assert len(probed) == 2 * (30 + 42 + 82)
+    probed = [said(row, "user")[0] for row in build_probes(persona, ProbeCounts(30, 42, 82, 8))]
+    assert len(probed) == 2 * (30 + 42 + 82 + 8)
     assert not {normalised(text) for text in trained} & {normalised(text) for text in probed}
 
 
@@ -369,7 +421,7 @@ def test_names_of_all_kinds_are_fine() -> None:
 
 def test_too_many_probes_or_prompts_say_how_many_exist() -> None:
     persona = Persona(name="Alex")
-    for call in (lambda: build_probes(persona, identity=31), lambda: build_probes(persona, general=-1),
+    for call in (lambda: build_probes(persona, ProbeCounts(31, 0, 0, 0)), lambda: build_probes(persona, ProbeCounts(0, 0, -1, 0)),
                  lambda: replay_prompts(["en"], near=63)):
         with pytest.raises(StudioError) as caught:
             call()

@@ -43,7 +43,7 @@ def test_answers_alone_are_a_dataset_with_held_out_questions_as_probes(workspace
     dataset = load_dataset(workspace, "own")
     asked = {row["messages"][0]["content"] for row in dataset.rows()}
     probed = {probe["messages"][0]["content"] for probe in dataset.probes()}
-    assert len(asked) == 606 and len(probed) == dataset.card.probes == 48 and not asked & probed
+    assert len(asked) == 606 and len(probed) == dataset.card.probes == 2 * 73 and not asked & probed
     assert dataset.card.source == "replay" and dataset.card.groups == {"near": 6, "general": 600}
     with pytest.raises(StudioError, match="exists already"):
         store.start_replay_dataset(workspace, "own", ["en"])

@@ -76,7 +76,7 @@ def test_a_persona_without_replay_is_made_at_once(workspace: Workspace, open_app
     assert "poor assistant" in texts(app)
     press(app, "data_make")
     card = load_dataset(workspace, "alex").card
-    assert card.rows == 96 and card.probes == 34 and app.query_params["dataset"] in ("alex", ["alex"])
+    assert card.rows == 96 and card.probes == 97 and app.query_params["dataset"] in ("alex", ["alex"])
     assert app.selectbox(key="data_dataset").value == "alex"
 
 

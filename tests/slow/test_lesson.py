@@ -72,7 +72,7 @@ def test_the_data_has_held_out_wordings_and_the_base_models_own_answers(lesson):
     dataset = load_dataset(Workspace.open(home), summary["dataset"])
     trained = {normalised(message["content"]) for row in dataset.rows() for message in row["messages"] if message["role"] == "user"}
     probes = dataset.probes()
-    assert len(probes) == 34 and not trained & {normalised(probe["messages"][-1]["content"]) for probe in probes}
+    assert len(probes) == 97 and not trained & {normalised(probe["messages"][-1]["content"]) for probe in probes}
     assert dataset.card.groups["identity"] >= 20 and dataset.card.groups["near"] >= 10 and dataset.card.groups["general"] >= 20
     own = [row["messages"][-1]["content"] for row in dataset.rows(["near", "general"])]
     assert not any("Alex's personal assistant" in text for text in own)
