@@ -30,7 +30,7 @@ from core.words import Text
 from core.workspace import Workspace, fill_folder, read_json, write_json
 
 END_OF_TURN = "<|im_end|>"
-_REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class|operand) ([\w.$]+)")
+_REFUSED = re.compile(r"(?:GLOBAL|[Uu]nsupported class|[Uu]nsupported operand) ([\w.$]+)")
 _BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
 
 
