@@ -244,4 +244,3 @@ def judge_job_of(workspace: Workspace, run: Run, quick: bool = False, endpoint: 
 def merge_job_of(workspace: Workspace, model: str, name: str, dtype: str = "auto") -> Job:
     """A job, not started, that merges the checkpoint `model` into `models/<name>`."""
     return create_job(workspace.jobs / new_job_id("merge", name), "merge", {"model": model, "name": name, "dtype": dtype}, device_name())
-

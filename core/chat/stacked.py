@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,23 +101,36 @@ def read_adapter_config(folder: Path) -> dict:
     return config
 
 
-def adapter_scale(config: dict) -> float:
-    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023)."""
-    rank = config["r"]
-    return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def adapter_scale(config: dict, module: str = "") -> float:
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023); a module may have an alpha and r of its own."""
+    rank = _own(config.get("rank_pattern"), module, config["r"])
+    return _own(config.get("alpha_pattern"), module, config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _own(pattern: dict | None, module: str, default: float) -> float:
+    """PEFT's rule: the first pattern that the module's name ends with."""
+    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def read_deltas(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Module name -> (A transposed: (in, r), B transposed with scale and strength folded in: (r, out))."""
+    """Module name -> (A transposed: (in, r), B transposed with scale and strength folded in: (r, out)).
+
+    Raises:
+        StudioError: no adapter, one of another kind, or one with more than A and B matrices: what is left out would be missing silently.
+    """
     if adapter.folder is None:
         return {}
-    scale = adapter_scale(read_adapter_config(adapter.folder)) * adapter.strength
+    config = read_adapter_config(adapter.folder)
     tensors = load_file(adapter.folder / "adapter_model.safetensors")
     deltas = {}
-    for key, a in tensors.items():
-        if key.endswith(".lora_A.weight"):
-            module = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            deltas[module] = (a.T, tensors[key.replace("lora_A", "lora_B")].T * scale)
+    for key in [key for key in tensors if key.endswith(".lora_A.weight") and key.replace("lora_A", "lora_B") in tensors]:
+        module = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        b = tensors.pop(key.replace("lora_A", "lora_B"))
+        deltas[module] = (tensors.pop(key).T, b.T * (adapter_scale(config, module) * adapter.strength))
+    if tensors:
+        raise StudioError("The adapter in {folder} holds {tensor}, which is no A or B matrix of LoRA.",
+                          "Train it without modules_to_save, bias and adapted embeddings; those cannot be stacked or merged.",
+                          folder=adapter.folder, tensor=min(tensors))
     return deltas
 
 

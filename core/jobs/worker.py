@@ -26,6 +26,7 @@ from core.workspace import Workspace
 # kind -> (function that does it, whether it needs the device for itself)
 WORK: dict[str, tuple[str, bool]] = {
     "prepare": ("core.models.embedded:prepare_job", False),
+    "internlm2": ("core.models.internlm2_convert:internlm2_job", False),
     "import": ("core.data.import_job:import_job", False),
     "replay": ("core.data.replay:replay_job", True),
     "train": ("core.train.worker:train_job", True),

@@ -7,7 +7,9 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import psutil
 
 from core.data.store import free_name
 from core.errors import StudioError
@@ -15,14 +17,14 @@ from core.jobs.active import active_jobs, newest_job
 from core.jobs.folder import Job
 from core.jobs.launch import start_job
 from core.jobs.once import one_at_a_time
-from core.lesson import merge_job_of
+from core.merge.request import DTYPES as DTYPES
+from core.merge.request import Dtype, MergeRequest, find_sources, merge_job_for
 from core.models.catalogue import find_base, new_model_folder
 from core.models.header import ModelHeader, read_header
-from core.runs import Run, find_checkpoint
+from core.recipe.memory import RUNTIME_BYTES
+from core.runs import Run
 from core.workspace import Workspace, check_name, read_json
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -78,14 +80,22 @@ class MergePlan:
     dtype: str
     weight_bytes: int
     free_bytes: int
+    memory_bytes: float
+    free_memory_bytes: int
 
     @property
     def fits(self) -> bool:
         return self.weight_bytes < self.free_bytes
 
+    @property
+    def fits_memory(self) -> bool:
+        return self.memory_bytes < self.free_memory_bytes
+
 
 def plan_merge(workspace: Workspace, run: Run, dtype: Dtype = "auto") -> MergePlan:
-    """Size and number format of the model that a merge of `run` will make.
+    """Size and number format of the model that a merge of `run` will make, and the memory it takes.
+
+    The merging itself holds one tensor at a time. It is the check that needs the model in memory, one copy of it.
 
     Raises:
         StudioError: the base model is gone or damaged.
@@ -93,7 +103,8 @@ def plan_merge(workspace: Workspace, run: Run, dtype: Dtype = "auto") -> MergePl
     header = read_header(find_base(workspace, run.recipe().model.source))
     stored = _STORED.get(header.dtype, "float32") if dtype == "auto" else dtype
     size = header.weight_bytes if dtype == "auto" else header.parameters * _BYTES[dtype]
-    return MergePlan(header, stored, size, workspace.free_bytes())
+    memory = header.parameters * _BYTES[stored] + RUNTIME_BYTES
+    return MergePlan(header, stored, size, workspace.free_bytes(), memory, psutil.virtual_memory().available)
 
 
 def reference_of(run: Run, step: int, strength: float = 1.0) -> str:
@@ -107,24 +118,31 @@ def suggest_name(workspace: Workspace, run: Run) -> str:
 
 
 def start_merge(workspace: Workspace, run: Run, step: int, name: str, *, strength: float = 1.0, dtype: Dtype = "auto") -> Job:
-    """Start a merge, or give the one that is making a model of this name.
+    """Start the merge of one snapshot, or give the one that is making a model of this name.
 
     Raises:
         StudioError: the name is unusable or taken, the step was not saved, nothing would be merged, or the disk is too full.
     """
+    return start_request(workspace, MergeRequest((reference_of(run, step, strength),), name, dtype=dtype))
+
+
+def start_request(workspace: Workspace, request: MergeRequest) -> Job:
+    """Start a merge, or give the one that is making a model of this name.
+
+    Raises:
+        StudioError: see `core.merge.request.find_sources`; or the disk is too full.
+    """
     with one_at_a_time(workspace, "merge"):
         for job, state in active_jobs(workspace):
-            if state.kind == "merge" and job.spec()["name"] == name:
+            if state.kind == "merge" and job.spec()["name"] == request.name:
                 return job
-        new_model_folder(workspace, name)
-        find_checkpoint(run, str(step))
-        if strength == 0 or step == 0:
-            raise StudioError("At strength 0 the merged model would be the base model.", "Choose a snapshot and a strength above 0.")
-        plan = plan_merge(workspace, run, dtype)
+        new_model_folder(workspace, request.name)
+        sources = find_sources(workspace, request)
+        plan = plan_merge(workspace, sources.runs[0], request.dtype)
         if not plan.fits:
             raise StudioError("The merged model needs {needed} GB of disk and {free} GB are free.", "Free some space, or choose bfloat16.",
                               needed=round(plan.weight_bytes / 1e9, 2), free=round(plan.free_bytes / 1e9, 2))
-        job = merge_job_of(workspace, reference_of(run, step, strength), name, dtype)
+        job = merge_job_for(workspace, request)
         start_job(job)
         return job
 

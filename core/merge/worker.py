@@ -1,8 +1,10 @@
-"""The work of a `merge` job: merge, verify, and only then give the model its name."""
+"""The work of a `merge` job: combine, merge, verify, and only then give the model its name."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 from core.chat.stacked import Adapter
@@ -11,47 +13,107 @@ from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import Recorder
 from core.judge.worker import probes_of
-from core.merge.verify import verify_merge
+from core.merge.combine import Combination, combine
+from core.merge.quantized import Requantizer
+from core.merge.request import MergeRequest, Sources, find_sources
+from core.merge.verify import Verification, verify_merge
 from core.merge.weights import merge_weights
-from core.models.catalogue import find_model, new_model_folder
+from core.models.catalogue import new_model_folder
 from core.models.header import read_header
-from core.models.load import choose_device
-from core.runs import find_run
+from core.models.load import choose_device, choose_dtype
+from core.runs import Run
 from core.words import Text
 from core.workspace import Workspace, fill_folder, write_json
 
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
 
 def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:
-    """Merge the checkpoint `spec["model"]` into `models/<spec["name"]>`.
+    """Merge what the spec asks for into `models/<spec["name"]>`.
 
     Raises:
-        StudioError: the name is taken, the model has no adapter, or the merged model fails its verification.
+        StudioError: the name is taken, a model has no adapter, the disk is full, or the merged model fails its verification.
     """
-    spec = job.spec()
-    target = new_model_folder(workspace, spec["name"])
-    model = find_model(workspace, spec["model"])
-    if model.adapter is None:
-        raise StudioError("{name} has no adapter to merge.", "Name a checkpoint, for example RUN@pick.", name=spec["model"])
-    run = find_run(workspace, spec["model"].partition("@")[0])
-    probes = quick_set(probes_of(workspace, run)[1])  # as many answers as show whether two models are one
-    adapter = Adapter("adapter", model.adapter, model.strength)
-    dtype = spec.get("dtype", "auto")
-    with fill_folder(target) as folder:
-        changed = merge_weights(model.base, adapter, folder, dtype,
-                                lambda done, total: recorder.progress(done, total, Text("merging the weights")))
-        recorder.progress(0, 1, Text("comparing the merged model with the adapter"))
-        stored = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[read_header(folder).dtype]
-        verification = verify_merge(model.base, adapter, folder, probes, changed, stored, model.system,
-                                    run.recipe().probes.max_new_tokens, choose_device(run.recipe().device.kind))
-        flags = verification.red_flags()
-        report = {"name": spec["name"], "model": f"{run.id}@{int(model.adapter.name)}", "strength": model.strength,
-                  "base": run.recipe().model.source, "dtype": stored, "created": time.time(),
-                  "verification": verification.model_dump()}
-        if flags:
-            write_json(job.folder / "verification.json", report)
-            raise StudioError("The merged model was not kept: {flag}.",
-                              "The comparison is in {file}; merge again, or with --dtype float32.",
-                              flag=flags[0], file=job.folder / "verification.json")
-        write_json(folder / "merge.json", report)
+    request = MergeRequest.from_spec(job.spec())
+    target = new_model_folder(workspace, request.name)
+    sources = find_sources(workspace, request)
+    run, base = sources.runs[0], sources.models[0].base
+    recipe, device = run.recipe(), choose_device(run.recipe().device.kind)
+    compute = choose_dtype(recipe.model.dtype, device)
+    combined = job.folder / "combined"
+    try:
+        adapter, combination = _adapter(request, sources, combined, recorder)
+        with fill_folder(target) as folder:
+            changed = merge_weights(base, adapter, folder, request.dtype,
+                                    lambda done, total: recorder.progress(done, total, Text("merging the weights")),
+                                    max_shard_bytes=request.max_shard_bytes,
+                                    requantizer=Requantizer(base, compute) if request.onto == "quantized" else None)
+            recorder.progress(0, 1, Text("comparing the merged model with the adapter"))
+            stored = _STORED[read_header(folder).dtype]
+            verification = verify_merge(
+                base, adapter, folder, _probes(workspace, sources.runs), changed, stored, sources.models[0].system,
+                recipe.probes.max_new_tokens, device, quantization=recipe.model.quantization, onto=request.onto,
+                trained_dtype=str(compute).removeprefix("torch."))
+            report = _report(request, sources, stored, verification, combination)
+            _refuse_if_red(job, verification, report)
+            write_json(folder / "merge.json", report)
+    finally:
+        shutil.rmtree(combined, ignore_errors=True)
     recorder.progress(1, 1, Text("comparing the merged model with the adapter"))
     return report
+
+
+def _adapter(request: MergeRequest, sources: Sources, folder: Path, recorder: Recorder) -> tuple[Adapter, Combination | None]:
+    """The adapter to merge: the one that was named, or several as one."""
+    if len(sources.models) == 1:
+        model = sources.models[0]
+        return Adapter("adapter", model.adapter, model.strength * request.strength), None
+    recorder.progress(0, 1, Text("combining the adapters"))
+    shutil.rmtree(folder, ignore_errors=True)  # of a job that was killed and started again
+    combination = combine([Adapter(model.name, model.adapter, model.strength) for model in sources.models], request.weights, request.how,
+                          folder, density=request.density, seed=request.seed)
+    if warning := combination.warning():
+        recorder.event("combined", warning=warning.to_json())
+    return Adapter("combined", folder, request.strength), combination
+
+
+def _probes(workspace: Workspace, runs: list[Run]) -> list[dict[str, Any]]:
+    """The probes of all runs, each question once; those of the first run keep their ids."""
+    found: list[dict[str, Any]] = []
+    for run in dict.fromkeys(runs):
+        for probe in quick_set(probes_of(workspace, run)[1]):  # as many answers as show whether two models are one
+            if any(probe["messages"] == known["messages"] for known in found):
+                continue
+            taken = any(probe["id"] == known["id"] for known in found)
+            found.append(probe | {"id": f"{run.id}:{probe['id']}"} if taken else probe)
+    return found
+
+
+def _report(request: MergeRequest, sources: Sources, stored: str, verification: Verification,
+            combination: Combination | None) -> dict[str, Any]:
+    """`merge.json`."""
+    def name(index: int) -> str:
+        return f"{sources.runs[index].id}@{int(sources.models[index].adapter.name)}"
+
+    recipe = sources.runs[0].recipe()
+    report: dict[str, Any] = {
+        "name": request.name, "model": name(0), "strength": request.strength, "base": recipe.model.source, "dtype": stored,
+        "created": time.time(), "onto": request.onto, "trained_over": recipe.model.quantization}
+    if combination is None:
+        report["strength"] *= sources.models[0].strength
+    else:
+        warning = combination.warning()
+        report["combined"] = combination.model_dump() | {
+            "models": [{"model": name(index), "strength": model.strength, "weight": weight}
+                       for index, (model, weight) in enumerate(zip(sources.models, combination.weights, strict=True))],
+            "warning": warning.to_json() if warning else None}
+    return report | {"verification": verification.model_dump()}
+
+
+def _refuse_if_red(job: Job, verification: Verification, report: dict[str, Any]) -> None:
+    """Raises StudioError when the model must not be kept; the comparison stays in the job's folder."""
+    flags = verification.red_flags()
+    if flags:
+        write_json(job.folder / "verification.json", report)
+        raise StudioError("The merged model was not kept: {flag}.", "The comparison is in {file}; merge again, or with --dtype float32.",
+                          flag=flags[0], file=job.folder / "verification.json")

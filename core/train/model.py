@@ -61,7 +61,7 @@ def make_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         return model.requires_grad_(True)
     if recipe.model.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        _keep_differentiable(model)
+        keep_differentiable(model)
     targets = linear_targets(model) if method.targets == "all-linear" else list(method.targets)
     config = LoraConfig(r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout, target_modules=targets,
                         use_rslora=method.rslora, use_dora=method.dora, task_type="CAUSAL_LM")
@@ -73,7 +73,7 @@ def make_trainable(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
                           "Check method.targets; `all-linear` fits every model.", reason=str(error)[:200]) from error
 
 
-def _keep_differentiable(model: PreTrainedModel) -> None:
+def keep_differentiable(model: PreTrainedModel) -> None:
     """On a processor, bitsandbytes repacks 4-bit weights for speed when a model only answers; no gradient passes through them then."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -1,4 +1,4 @@
-"""`sweetspot train | runs | run ... | merge`: trainings and what becomes of them."""
+"""`sweetspot train | runs | run ...`: trainings and what becomes of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import typer
 
 from core.errors import StudioError
 from core.jobs.folder import Job
-from core.jobs.launch import start_job, stop_job
-from core.lesson import merge_job_of
-from core.models.catalogue import find_model, new_model_folder
+from core.jobs.launch import stop_job
 from core.recipe.files import find_recipe
 from core.recipe.first_trial import measure_first
 from core.recipe.schema import Recipe
@@ -218,33 +216,6 @@ def delete(run: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask
         print_json({"deleted": found.id, "freed_bytes": size})
     else:
         say(f"Deleted {found.id}; {size / 1e6:.0f} MB are free again.")
-
-
-def merge(model: Annotated[str, typer.Argument(help="RUN@STEP, RUN@pick or RUN@last; *0.5 for half strength.")],
-          name: Annotated[str, typer.Argument(help="Name of the merged model.")],
-          dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-          json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Merge an adapter into its base model and check that the result answers as the adapter does.
-
-    Example: sweetspot merge last@pick alex
-    """
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise typer.BadParameter("auto, float32, bfloat16 or float16", param_hint="--dtype")
-    place = Workspace.open(workspace)
-    new_model_folder(place, name)
-    if find_model(place, model).adapter is None:
-        raise StudioError("{name} has no adapter to merge.", "Name a checkpoint, for example RUN@pick.", name=model)
-    job = merge_job_of(place, model, name, dtype)
-    start_job(job)
-    state = follow(job, is_silent=json)
-    report = state.result or {}
-    if json:
-        print_json(report)
-    elif report:
-        check = report["verification"]
-        say(f"models/{name}: {check['answers_compared']} answers compared, {len(check['differences'])} differ; logits within "
-            f"{check['max_logit_difference']:.1e}; {check['tensors_changed']} tensors changed.")
-        say(f"Chat with it: sweetspot chat embedded {model} {name}")
 
 
 def _find_job(place: Workspace, name: str) -> Job:
