@@ -12,7 +12,7 @@ from core.errors import StudioError
 from core.machine import Finding, diagnose, read_machine
 from core.words import Text
 from core.workspace import Workspace
-from studio.commands import data, lesson, models, recipe, runs
+from studio.commands import chat, data, lesson, models, recipe, runs
 from studio.launch import DEFAULT_PORT, check_port, launch
 from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say, say_problem
 
@@ -28,7 +28,7 @@ app.command("runs")(runs.show_runs)
 app.command()(runs.judge)
 app.command()(runs.pick)
 app.command()(runs.merge)
-app.command()(models.chat)
+app.command()(chat.chat)
 
 
 @app.command()
