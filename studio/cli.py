@@ -12,7 +12,7 @@ from core.errors import StudioError
 from core.machine import Finding, diagnose, read_machine
 from core.words import Text
 from core.workspace import Workspace
-from studio.commands import chat, data, lesson, models, recipe, runs
+from studio.commands import chat, data, lesson, models, recipe, runs, serve
 from studio.launch import DEFAULT_PORT, check_port, launch
 from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say, say_problem
 
@@ -29,6 +29,7 @@ app.command()(runs.judge)
 app.command()(runs.pick)
 app.command()(runs.merge)
 app.command()(chat.chat)
+app.command()(serve.serve)
 
 
 @app.command()

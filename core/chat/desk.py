@@ -19,7 +19,19 @@ from core.chat.batch import Part, Picked
 from core.chat.choices import local_model
 from core.chat.engine import Sampling
 from core.chat.loaded import Base, LoadedModels
-from core.chat.panes import Asked, Event, Pane, QueueFull, done_event, error_event, note_event, prepare, proof_of, text_event
+from core.chat.panes import (
+    Asked,
+    Event,
+    OutOfMemory,
+    Pane,
+    QueueFull,
+    done_event,
+    error_event,
+    note_event,
+    prepare,
+    proof_of,
+    text_event,
+)
 from core.chat.request import ChatRequest
 from core.chat.stops import is_stuck
 from core.errors import StudioError
@@ -142,7 +154,7 @@ class Desk:
             return self._slots(folder, panes, device, keep)
         except (StudioError, *_OUT_OF_MEMORY) as error:
             if len(panes) == 1:
-                asked.put(error_event(panes[0].number, self._in_words(error)))
+                asked.put(error_event(panes[0].number, self._in_words(error), "model_unavailable"))
                 return None, []
         good = [pane for pane in panes if self._provide(asked, folder, [pane], device, keep)[0] is not None]
         return self._slots(folder, good, device, keep) if good else (None, [])
@@ -243,7 +255,7 @@ class Desk:
         if isinstance(error, StudioError):
             return error
         self.loaded.forget_kept()
-        return StudioError("There was not enough memory.", "Ask for shorter answers, show fewer models, or close other programs.")
+        return OutOfMemory("There was not enough memory.", "Ask for shorter answers, show fewer models, or close other programs.")
 
 
 def _token_logprobs(pane: Pane, picked: Picked) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from core.chat.batch import Batch
 from core.chat.engine import Engine
 from core.chat.kept import KeptCaches
+from core.chat.panes import OutOfMemory
 from core.chat.proof import hash_weights, stamp
 from core.chat.stacked import Adapter, stack_adapters, unstack_adapters
 from core.chat.thin import use_thin_products
@@ -190,7 +191,7 @@ class LoadedModels:
             if _free_bytes(device) < needed:
                 self._drop(other)
         if (free := _free_bytes(device)) < needed:
-            raise StudioError("The model {name} needs about {needed} GB of memory and {free} GB are free.",
+            raise OutOfMemory("The model {name} needs about {needed} GB of memory and {free} GB are free.",
                               "Close other programs, or choose a smaller model.", name=model.name,
                               needed=round(needed / 1e9, 1), free=round(free / 1e9, 1))
         files = weight_files(folder)

@@ -35,6 +35,12 @@ class QueueFull(StudioError):
     code = "queue_full"
 
 
+class OutOfMemory(StudioError):
+    """The models, or the answers, are too large for this machine."""
+
+    code = "out_of_memory"
+
+
 @dataclass(eq=False)
 class Pane:
     """One model's part in a request.
@@ -137,8 +143,9 @@ def note_event(pane: int | None, text: Text) -> Event:
     return {"event": "note", "pane": pane, "text": text.to_json()}
 
 
-def error_event(pane: int | None, error: StudioError) -> Event:
-    return {"event": "error", "pane": pane, "code": getattr(error, "code", ""), **error.to_json()}
+def error_event(pane: int | None, error: StudioError, code: str = "") -> Event:
+    """`code` is what programs tell errors apart by, unless the error has one of its own."""
+    return {"event": "error", "pane": pane, "code": getattr(error, "code", code), **error.to_json()}
 
 
 def done_event(pane: Pane, reason: str) -> Event:

@@ -10,7 +10,7 @@ from typing import Any
 from core.chat.desk import Desk
 from core.chat.endpoint import answer_at_endpoint, is_endpoint
 from core.chat.panes import LOOP, Event
-from core.chat.proof import SHORT, Proof, twins
+from core.chat.proof import SHORT, Proof, twin_sentence, twins
 from core.chat.request import ChatMessage, ChatRequest, Sampled, read_request
 from core.chat.talk import Message, Said
 from core.errors import StudioError
@@ -146,10 +146,6 @@ def proof_line(proof: Proof, said: Said) -> str:
     step = "" if proof.step is None else f" step {proof.step}"
     return (f"({proof.resolved}{step} · weights {proof.weights[:SHORT]} · prompt {proof.prompt[:SHORT]}, {proof.prompt_tokens} tokens · "
             f"{said.tokens} tokens, {said.reason})")
-
-
-def twin_sentence(first: str, second: str) -> Text:
-    return Text("{first} and {second} claim to be different models, but the same weights answered.", first=first, second=second)
 
 
 def _in_red(text: str) -> str:

@@ -51,6 +51,10 @@ _WATCH_SECONDS = 1.0
 _CLIENT_SECONDS = 30.0  # a client that reads nothing for so long is gone
 
 
+class Unforeseen(StudioError):
+    code = "internal"
+
+
 @dataclass(frozen=True)
 class Terms:
     """How a chat process works.
@@ -157,8 +161,8 @@ class ChatServer(ThreadingHTTPServer):
             self.last_asked = time.monotonic()
 
     def unforeseen(self, error: Exception) -> StudioError:
-        return StudioError("It ended with an error nobody foresaw: {kind}: {text}", "The last lines of its log tell more: {log}.",
-                           kind=type(error).__name__, text=str(error)[:300] or "-", log=self.folder / "log.txt")
+        return Unforeseen("It ended with an error nobody foresaw: {kind}: {text}", "The last lines of its log tell more: {log}.",
+                          kind=type(error).__name__, text=str(error)[:300] or "-", log=self.folder / "log.txt")
 
     def _device(self) -> str:
         """The GPU unless a job needs it, else the processor."""
@@ -214,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.path == "/answer":
                 return self._stream(read_request(data))
         except StudioError as error:
-            return self._send(400, error.to_json())
+            return self._send(400, {"code": getattr(error, "code", ""), **error.to_json()})
         if self.path == "/cancel" and isinstance(data, dict):
             return self._send(200, {"known": self.server.cancel(str(data.get("id")), data.get("panes"))})
         if self.path == "/quit":
