@@ -102,6 +102,11 @@ def _unforeseen(error: Exception) -> ApiError:
     return ApiError(500, f"It ended with an error nobody foresaw: {type(error).__name__}.", "server_error", "internal_error")
 
 
+def _no_process(error: StudioError) -> ApiError:
+    """The chat process did not start, or was lost."""
+    return ApiError.from_event({"code": "worker_lost", **error.to_json()})
+
+
 def _respond(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers())
 
@@ -146,7 +151,7 @@ async def _answer(request: Request, asked: Completion, source: Source) -> Respon
     except ClientGone:
         return _NOBODY
     except StudioError as error:
-        raise ApiError.from_event({"code": getattr(error, "code", ""), **error.to_json()}) from error
+        raise _no_process(error) from error
 
 
 def _take(reply: Reply, event: Event) -> None:
@@ -172,7 +177,7 @@ async def _stream(reply: Reply, events: AsyncIterator[Event]) -> AsyncIterator[b
     except ApiError as error:
         yield _sent(error.body())
     except StudioError as error:
-        yield _sent(ApiError.from_event({"code": getattr(error, "code", ""), **error.to_json()}).body())
+        yield _sent(_no_process(error).body())
     except Exception as error:  # the status is gone: say it in the stream
         yield _sent(_unforeseen(error).body())
 
@@ -201,7 +206,7 @@ async def _while_connected(request: Request, events: AsyncIterator[Event]) -> As
                 if not following.done():
                     following.cancel()
                     await asyncio.wait({following})
-            if following.cancelled():
+            if following.cancelled() or gone.done():
                 raise ClientGone
             try:
                 event = following.result()
