@@ -12,6 +12,7 @@ import streamlit as st
 from core.chat import client
 from core.chat.choices import MOST_PANES, Choice, default_choices, resolve_choice
 from core.chat.device import jobs_at_device
+from core.chat.endpoint import is_endpoint, read_endpoint
 from core.chat.request import Sampled
 from core.jobs.active import active_jobs
 from core.jobs.folder import create_job, new_job_id
@@ -44,6 +45,9 @@ def label_of(reference: str, choices: Sequence[Choice] = ()) -> str:
 
 def name_and_kind(reference: str, choices: Sequence[Choice] = ()) -> tuple[str, str]:
     """What a model is called and what it is, from its reference alone when it is not among the choices."""
+    if is_endpoint(reference):
+        endpoint = read_endpoint(reference)
+        return endpoint.model, t_plainly("chat.kind_endpoint", url=endpoint.url)
     choice = next((choice for choice in choices if choice.reference == reference), None)
     if choice is None:
         run, _, step = reference.partition("@")
@@ -62,8 +66,9 @@ def choose_models(workspace: Workspace, choices: Sequence[Choice]) -> list[str]:
     """The models side by side; the address and this choice follow each other."""
     known = list(choices)
     asked = ",".join(st.query_params.get_all("models"))
+    is_typed = True
     if asked and asked != st.session_state.get(CHAT_ADDRESS):
-        wanted = _split(asked)
+        wanted, is_typed = _split(asked), False
     elif "chat_models" in st.session_state:
         wanted = st.session_state["chat_models"]
     else:  # back from another page, or here for the first time
@@ -71,14 +76,15 @@ def choose_models(workspace: Workspace, choices: Sequence[Choice]) -> list[str]:
     chosen: list[str] = []
     for reference in wanted:
         with errors_in_words():
-            choice = resolve_choice(workspace, known, reference)
+            choice = resolve_choice(workspace, known, reference, is_typed)
             if choice not in known:
                 known.append(choice)
             chosen.append(choice.reference)
     st.session_state["chat_models"] = list(dict.fromkeys(chosen))[:MOST_PANES]
     labels = {choice.reference: label_of(choice.reference, known) for choice in known}
     models = st.multiselect(t("chat.models"), list(labels), key="chat_models", format_func=lambda name: labels.get(name, name),
-                            max_selections=MOST_PANES, help=t("chat.models_help"), placeholder=t_plainly("chat.models_empty"))
+                            max_selections=MOST_PANES, help=t("chat.models_help"), placeholder=t_plainly("chat.models_empty"),
+                            accept_new_options=True)
     st.session_state[CHAT_ADDRESS] = ",".join(models)
     if models:
         st.query_params["models"] = st.session_state[CHAT_ADDRESS]

@@ -172,6 +172,8 @@ def _draw_said(said: Said) -> None:
         weights = t("chat.proof", weights=proof.weights[:SHORT], prompt=proof.prompt[:SHORT], prompt_tokens=proof.prompt_tokens)
         st.caption(f"{_speed(said)}  \n{weights}", help=t("chat.proof_help", resolved=proof.resolved, base=proof.base,
                                                    base_weights=proof.base_weights[:SHORT]))
+    elif said.reason not in (None, "error"):
+        st.caption(_speed(said))
 
 
 def _speed(said: Said) -> str:

@@ -1,4 +1,4 @@
-"""The models one can put side by side: bases, every checkpoint of the newest runs, merged models. No torch."""
+"""The models one can put side by side: bases, every checkpoint of the newest runs, merged models, endpoints. No torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core.chat.endpoint import PREFIX, is_endpoint, is_own_or_named, read_endpoint
 from core.errors import StudioError
 from core.models.catalogue import Model, find_model, list_models
 from core.models.embedded import EMBEDDED_NAME
@@ -23,14 +24,14 @@ class Choice:
 
     Attributes:
         reference: what `find_model` understands.
-        kind: `base`, `checkpoint` or `merged`.
+        kind: `base`, `checkpoint`, `merged`, or `endpoint`: a model that another server answers for.
         run: the run of a checkpoint.
         step: its update.
         mark: `pick` when the verdict chose it, `last` for the last one.
     """
 
     reference: str
-    kind: Literal["base", "checkpoint", "merged"]
+    kind: Literal["base", "checkpoint", "merged", "endpoint"]
     run: str = ""
     step: int = 0
     strength: float = 1.0
@@ -74,12 +75,22 @@ def default_choices(choices: list[Choice]) -> list[str]:
     return base + picks + merged
 
 
-def resolve_choice(workspace: Workspace, choices: list[Choice], reference: str) -> Choice:
+def resolve_choice(workspace: Workspace, choices: list[Choice], reference: str, is_typed: bool = False) -> Choice:
     """The choice that `reference` means: `RUN@pick` becomes the step that was picked.
+
+    Args:
+        is_typed: the user wrote it into the page himself. An address, which may be somebody else's link, reaches endpoints of this
+            machine only.
 
     Raises:
         StudioError: nothing here answers to it. Nothing is ever fetched from a hub: an address must not cause a download.
     """
+    if is_endpoint(reference):
+        endpoint = read_endpoint(reference)
+        if not is_typed and not is_own_or_named(endpoint):
+            raise StudioError("The link names a model on another computer, {url}: your questions would go there.",
+                              "If you trust it, type it into the list of models yourself.", url=endpoint.url[:200])
+        return Choice(f"{PREFIX}{endpoint.url}#{endpoint.model}", "endpoint")
     known = {choice.reference: choice for choice in choices}
     if reference in known:
         return known[reference]

@@ -17,11 +17,12 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from core.chat.endpoint import answer_at_endpoint, is_endpoint
 from core.chat.handle import Handle, chat_folder, read_handle
-from core.chat.proof import Proof
 from core.chat.request import Sampled
 from core.chat.talk import Said
 from core.errors import StudioError
@@ -41,30 +42,34 @@ _children: list[subprocess.Popen[bytes]] = []
 _starting = threading.Lock()
 
 
-def find_worker(workspace: Workspace) -> Handle | None:
-    """The running chat process; None when there is none."""
+def find_worker(workspace: Workspace, folder: Path | None = None) -> Handle | None:
+    """The running chat process, the studio's own or that of another folder; None when there is none."""
     for child in _children:
         child.poll()
-    return read_handle(chat_folder(workspace))
+    return read_handle(folder or chat_folder(workspace))
 
 
-def ensure_worker(workspace: Workspace) -> Handle:
+def ensure_worker(workspace: Workspace, folder: Path | None = None, options: Sequence[str] = ()) -> Handle:
     """The running chat process, or a new one once it listens. Two starts at a time end up with the same one.
+
+    Args:
+        folder: where it keeps its handle; without it, the studio's own.
+        options: for `core.chat.worker`.
 
     Raises:
         StudioError: it did not come up.
     """
     with _starting:
-        handle = find_worker(workspace)
+        folder = folder or chat_folder(workspace)
+        handle = find_worker(workspace, folder)
         if handle is not None:
             return handle
-        folder = chat_folder(workspace)
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        child = _start(folder)
+        child = _start(folder, options)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if (handle := find_worker(workspace)) is not None:
+            if (handle := find_worker(workspace, folder)) is not None:
                 return handle
             if child.poll() not in (None, 0):  # 0: another one has the lock and will write the handle
                 break
@@ -72,18 +77,19 @@ def ensure_worker(workspace: Workspace) -> Handle:
     raise StudioError("The chat process did not start.", "The last lines of its log tell why: {log}.", log=folder / "log.txt")
 
 
-def _start(folder: Path) -> subprocess.Popen[bytes]:
+def _start(folder: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
     _children[:] = [child for child in _children if child.poll() is None]
     with (folder / "log.txt").open("wb") as log:
-        child = subprocess.Popen([sys.executable, "-m", "core.chat.worker", str(folder)], cwd=CHECKOUT, env=worker_environment(),
-                                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen([sys.executable, "-m", "core.chat.worker", str(folder), "--parent", str(os.getpid()), *options],
+                                 cwd=CHECKOUT, env=worker_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                 start_new_session=True)
     _children.append(child)
     return child
 
 
-def end_worker(workspace: Workspace, grace_seconds: float = 10.0) -> None:
-    """End the chat process, if there is one, and give its memory back."""
-    handle = find_worker(workspace)
+def end_worker(workspace: Workspace, grace_seconds: float = 10.0, folder: Path | None = None) -> None:
+    """End the chat process, if there is one, and wait until it is gone: its memory is back then, the device's too."""
+    handle = find_worker(workspace, folder)
     if handle is None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -93,7 +99,7 @@ def end_worker(workspace: Workspace, grace_seconds: float = 10.0) -> None:
             time.sleep(0.05)
         if handle.process.is_alive():
             os.kill(handle.process.pid, signal.SIGKILL)
-    find_worker(workspace)
+    find_worker(workspace, folder)
 
 
 class Answers:
@@ -110,19 +116,25 @@ class Answers:
         self.stage = "starting"
         self.notes: list[dict[str, Any]] = []
         self._workspace = workspace
-        self._body = json.dumps({"id": (request := uuid.uuid4().hex), "models": list(models), "sampled": sampled.model_dump(),
-                                 "histories": [list(history) for history in histories]}).encode()
-        self._request = request
+        self._sampled = sampled
+        self._histories = [list(history) for history in histories]
+        self._local = [number for number, model in enumerate(models) if not is_endpoint(model)]
+        self._request = uuid.uuid4().hex
         self._handle: Handle | None = None
         self._socket: socket.socket | None = None
         self._changed = threading.Condition()
         self._closed = False
+        self._cancelled: set[int] = set()
+        self._going = 0
         self._looked = time.monotonic()
 
     def start(self) -> Answers:
         """Begin to collect, in the background."""
-        threading.Thread(target=self._collect, daemon=True).start()
-        threading.Thread(target=self._guard, daemon=True).start()
+        remote = [number for number in range(len(self.panes)) if number not in self._local]
+        works = ([self._collect] if self._local else []) + [partial(self._collect_endpoint, number) for number in remote]
+        self._going = len(works)
+        for work in (*works, self._guard):
+            threading.Thread(target=work, daemon=True).start()
         return self
 
     @property
@@ -141,10 +153,13 @@ class Answers:
         """Stop one pane, or all; what they have said stays. Others go on."""
         if pane is None and self.stage != "answering":
             return self.close()
-        if self._handle is None:
+        chosen = set(range(len(self.panes))) if pane is None else {pane}
+        self._cancelled |= chosen
+        mine = [place for place, number in enumerate(self._local) if number in chosen]
+        if self._handle is None or not mine:
             return None
         with contextlib.suppress(OSError, http.client.HTTPException):
-            call(self._handle, "POST", "/cancel", {"id": self._request, "panes": None if pane is None else [pane]})
+            call(self._handle, "POST", "/cancel", {"id": self._request, "panes": mine})
         return None
 
     def close(self) -> None:
@@ -169,9 +184,26 @@ class Answers:
         except StudioError as error:
             self._fail(error.problem, error.hint)
         finally:
-            for pane in self.panes:
-                pane.reason = pane.reason or "stopped"
-            self._set_stage("ended")
+            self._end(self._local)
+
+    def _collect_endpoint(self, number: int) -> None:
+        """The answer of a model behind an endpoint: asked from here, no process of ours is needed for it."""
+        try:
+            for event in answer_at_endpoint(number, self.panes[number].model, self._histories[number], self._sampled,
+                                            is_cancelled=lambda: self._closed or number in self._cancelled):
+                self.panes[number].take(event)
+                self._set_stage("answering")
+        finally:
+            self._end([number])
+
+    def _end(self, numbers: Sequence[int]) -> None:
+        """These panes are done; the last ones to be end it all."""
+        for number in numbers:
+            self.panes[number].reason = self.panes[number].reason or "stopped"
+        with self._changed:
+            self._going -= 1
+            self.stage = self.stage if self._going else "ended"
+            self._changed.notify_all()
 
     def _read_events(self) -> bool:
         """Read until the end; returns whether the process said that it was the end."""
@@ -201,7 +233,7 @@ class Answers:
                 return None
             connection = http.client.HTTPConnection("127.0.0.1", self._handle.port, timeout=_CONNECT_SECONDS)
             try:
-                connection.request("POST", "/answer", self._body, _headers(self._handle))
+                connection.request("POST", "/answer", self._body(), _headers(self._handle))
                 self._socket = connection.sock
                 self._socket.settimeout(None)  # loading a large model takes its time; a dead process hangs up
                 return connection.getresponse()
@@ -209,6 +241,10 @@ class Answers:
                 time.sleep(0.3 * (attempt + 1))
         raise StudioError("The chat process does not answer.", "Ask again; its log is {log}.",
                           log=chat_folder(self._workspace) / "log.txt")
+
+    def _body(self) -> bytes:
+        models, histories = [self.panes[number].model for number in self._local], [self._histories[number] for number in self._local]
+        return json.dumps({"id": self._request, "models": models, "sampled": self._sampled.model_dump(), "histories": histories}).encode()
 
     def _take(self, event: dict[str, Any]) -> None:
         kind, number = event["event"], event["pane"]
@@ -220,21 +256,11 @@ class Answers:
             else:
                 self._fail(Text.from_json(event["problem"]), Text.from_json(event["hint"]))
             return self._set_stage(self.stage)
-        pane = self.panes[number]
-        if kind == "text":
-            pane.text += event["text"]
-        elif kind == "start":
-            pane.proof = Proof.model_validate(event["proof"])
-        elif kind == "note":
-            pane.notes.append(event["text"])
-        elif kind == "done":
-            pane.reason, pane.tokens, pane.tokens_per_second = event["reason"], event["tokens"], event["tokens_per_second"]
-        elif kind == "error":
-            pane.reason, pane.problem, pane.hint = "error", event["problem"], event["hint"]
+        self.panes[self._local[number]].take(event)
         return self._set_stage("answering" if kind in ("start", "text", "done") else self.stage)
 
     def _fail(self, problem: Text, hint: Text) -> None:
-        for pane in self.panes:
+        for pane in (self.panes[number] for number in self._local):
             if pane.reason is None:
                 pane.reason, pane.problem, pane.hint = "error", problem.to_json(), hint.to_json()
 

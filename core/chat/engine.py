@@ -97,8 +97,8 @@ class Engine:
         order = sorted(range(len(rows)), key=lambda index: rows[index].slot)
         slots = torch.tensor([rows[index].slot for index in order], device=self.device)
         live = torch.tensor(order, device=self.device)
-        choose = _Chooser([rows[index].prompt for index in order], sampling, len(order))
-        logits, cache, mask, position = self._read_prompts([rows[index].prompt for index in order], slots)
+        choose = Chooser([rows[index].prompt for index in order], sampling, len(order))
+        logits, cache, mask, position = self.read_prompts([rows[index].prompt for index in order], slots)
         for _ in range(max_new_tokens):
             tokens = choose(logits)
             yield [(row, token) for row, token in zip(live.tolist(), tokens.tolist(), strict=True) if row >= 0]
@@ -119,8 +119,8 @@ class Engine:
                                 past_key_values=cache, use_cache=True).logits[:, -1]
             position = position + 1
 
-    def _read_prompts(self, prompts: list[list[int]], slots: torch.Tensor) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
-        """Run the prompts through the model.
+    def read_prompts(self, prompts: list[list[int]], slots: torch.Tensor) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
+        """Run the prompts, sorted by slot, through the model.
 
         What all prompts begin with (usually the system text) is read once per adapter, then copied to its rows.
 
@@ -156,7 +156,7 @@ def _shared_prefix(prompts: list[list[int]]) -> int:
     return next((index for index in range(limit) if shortest[index] != longest[index]), limit)
 
 
-class _Chooser:
+class Chooser:
     """Picks the next token of each row; a row's random stream does not depend on its neighbours."""
 
     def __init__(self, prompts: list[list[int]], sampling: Sampling, rows: int) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from core.models.catalogue import Model
 from core.models.header import weight_files
+from core.words import Text
 from core.workspace import Workspace, read_json, write_json
 
 SHORT = 12  # hexadecimal digits shown: enough to tell the files of a workspace apart
@@ -57,6 +58,10 @@ def twins(proofs: Sequence[Proof | None]) -> list[tuple[int, int]]:
     """Pairs of panes that claim different models although the same weights answered."""
     return [(first, second) for first, one in enumerate(proofs) for second, other in enumerate(proofs)
             if first < second and one and other and one.model != other.model and one.same_weights(other)]
+
+
+def twin_sentence(first: str, second: str) -> Text:
+    return Text("{first} and {second} claim to be different models, but the same weights answered.", first=first, second=second)
 
 
 def model_weights(model: Model) -> list[Path]:

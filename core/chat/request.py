@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from core.chat.choices import MOST_PANES
 from core.errors import StudioError
 
 # A request larger than this is refused unread: no model here holds so much text.
 MOST_BYTES = 4_000_000
+# Models that may be asked at once; a page shows fewer.
+MOST_MODELS = 16
+MOST_LOGPROBS = 20
 
 
 class Sampled(BaseModel):
@@ -36,12 +38,23 @@ class ChatRequest(BaseModel):
         id: chosen by the client; a later cancel names it.
         models: one reference per pane.
         histories: one conversation per pane; the last message is the question.
+        stop: an answer ends before the first of these texts.
+        frequency_penalty, presence_penalty: as in the OpenAI API.
+        top_logprobs: how many alternatives to report with each token; None reports nothing.
+        overflow: a conversation longer than the context loses its oldest turns (`cut`), or is refused.
+        is_limit_given: False lets the context's end shorten the longest answer instead of refusing it.
     """
 
     id: str = Field(min_length=8, max_length=64)
-    models: list[str] = Field(min_length=1, max_length=MOST_PANES)
+    models: list[str] = Field(min_length=1, max_length=MOST_MODELS)
     histories: list[list[ChatMessage]]
     sampled: Sampled = Sampled()
+    stop: list[str] = Field([], max_length=16)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    overflow: Literal["cut", "refuse"] = "cut"
+    is_limit_given: bool = True
 
     def messages(self, pane: int) -> list[dict[str, str]]:
         return [message.model_dump() for message in self.histories[pane]]
@@ -66,8 +79,9 @@ def read_request(data: Any) -> ChatRequest:
     for history in request.histories:
         if not history or history[-1].role != "user" or not history[-1].content.strip():
             raise StudioError("The question is empty.", "Write something, then send it.")
-        if any(not _is_encodable(message.content) for message in history):
+        if any(not _is_encodable(text) for text in (*(message.content for message in history), *request.stop)):
             raise StudioError("The text has characters that are no valid Unicode.", "Type or paste the text again.")
+    request.stop = [text for text in request.stop if text]
     return request
 
 

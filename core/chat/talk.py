@@ -34,6 +34,7 @@ class Said(BaseModel):
     Attributes:
         model: the reference that was asked.
         reason: why it ended: `end`, `length`, `stopped`, `loop`, `error`; None while it goes on.
+        reused: how many tokens of the prompt had been read in an earlier turn.
         notes: sentences about this answer, as `Text.to_json()`.
         problem, hint: what went wrong, as `Text.to_json()`.
     """
@@ -44,9 +45,25 @@ class Said(BaseModel):
     proof: Proof | None = None
     tokens: int = 0
     tokens_per_second: float = 0.0
+    reused: int = 0
     notes: list[dict[str, Any]] = []
     problem: dict[str, Any] | None = None
     hint: dict[str, Any] | None = None
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Grow by one event of `core.chat.panes`."""
+        kind = event["event"]
+        if kind == "text":
+            self.text += event["text"]
+        elif kind == "start":
+            self.proof = Proof.model_validate(event["proof"]) if event["proof"] else None
+        elif kind == "note":
+            self.notes.append(event["text"])
+        elif kind == "done":
+            self.reason, self.tokens, self.tokens_per_second = event["reason"], event["tokens"], event["tokens_per_second"]
+            self.reused = event["reused"]
+        elif kind == "error":
+            self.reason, self.problem, self.hint = "error", event["problem"], event["hint"]
 
 
 class Exchange(BaseModel):

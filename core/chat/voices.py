@@ -10,6 +10,7 @@ from pathlib import Path
 
 from core.chat.engine import Engine, Row, Sampling
 from core.chat.stacked import Adapter
+from core.chat.stops import TextWriter
 from core.data.encode import Encoder, Message
 from core.models.catalogue import Model, find_model
 from core.models.load import choose_device, choose_dtype
@@ -57,22 +58,3 @@ class Voices:
             for index, writer in zip(members, writers, strict=True):
                 if rest := writer.rest():
                     yield index, rest
-
-
-class TextWriter:
-    """Turns ids into text piece by piece; waits while the last character is incomplete. Special tokens never show."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder, self.ids, self.shown = encoder, [], ""
-
-    def add(self, token: int) -> str:
-        self.ids.append(token)
-        text = self.encoder.decode(self.ids)
-        if text.endswith("\ufffd"):
-            return ""
-        piece, self.shown = text[len(self.shown):], text
-        return piece
-
-    def rest(self) -> str:
-        """What was held back for a character that never became whole."""
-        return self.encoder.decode(self.ids)[len(self.shown):]

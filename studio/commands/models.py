@@ -1,4 +1,4 @@
-"""`sweetspot models ...` and `sweetspot chat`."""
+"""`sweetspot models ...`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from core.errors import StudioError
 from core.jobs.folder import create_job, new_job_id
 from core.jobs.launch import start_job
-from core.models.catalogue import find_base, find_model, list_models
+from core.models.catalogue import find_base, list_models
 from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
 from core.models.header import read_header
 from core.workspace import Workspace, check_name
@@ -89,35 +89,3 @@ def delete(name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not as
         print_json({"deleted": name})
     else:
         say(f"Deleted {name}.")
-
-
-def chat(
-    models: Annotated[list[str], typer.Argument(help="One or several: embedded, RUN@pick, RUN@12*0.5, a merged model.")],
-    ask: Annotated[str | None, typer.Option(help="Ask this one question and end.")] = None,
-    system: Annotated[str | None, typer.Option(help="System text.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 always takes the most probable word.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Choose among so many words; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Choose among the words that make up this share.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.5, max=3, help="Above 1 discourages repeating.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer in tokens.")] = 256,
-    json: JsonOption = False, workspace: WorkspaceOption = None,
-) -> None:
-    """Chat in the terminal with one or several models at once; /clear forgets, /quit or Ctrl-D ends.
-
-    Example: sweetspot chat embedded last@pick alex --ask "Who are you?"
-    """
-    place = Workspace.open(workspace)
-    for reference in models:
-        find_model(place, reference)  # a wrong name is said at once
-    from core.chat.terminal import Conversation, TerminalSettings  # loads torch: only when somebody chats
-
-    settings = TerminalSettings(system, temperature, top_k, top_p, repetition_penalty, seed, max_new_tokens)
-    conversation = Conversation(place, models, settings)
-    if json:
-        question = ask if ask is not None else typer.get_text_stream("stdin").read().strip()
-        print_json({"question": question, "answers": dict(zip(models, conversation.ask(question), strict=True))})
-    elif ask is not None:
-        conversation.ask_aloud(ask)
-    else:
-        conversation.talk()

@@ -146,6 +146,22 @@ def test_a_wrong_name_in_the_address_is_explained_and_downloads_nothing(filled, 
     assert app.multiselect(key="chat_models").value == ["embedded"]
 
 
+def test_an_endpoint_can_be_a_pane_but_a_link_sends_nothing_away(filled, open_app, asked, monkeypatch):
+    monkeypatch.setattr(FakeAnswers, "said", staticmethod(lambda model, history: Said(model=model, text="I", reason="end", tokens=3)))
+    local, foreign = "endpoint:http://127.0.0.1:8000/v1#big-model", "endpoint:https://evil.example/v1#m"
+    app = open_app("chat", models=f"alex,{local},{foreign},endpoint:nonsense")
+    assert app.multiselect(key="chat_models").value == ["alex", local]
+    assert ["another computer" in error.value for error in app.error] == [True, False] and "no address" in app.error[1].value
+    ask_one(app)
+    assert asked[0]["models"] == ["alex", local]
+    assert "big\\-model" in words_of(app) and "127\\.0\\.0\\.1" in words_of(app)
+    assert "3 tokens" in words_of(app), "without a proof, how it went is said all the same"
+    typed = open_app("chat", models="alex")
+    typed.session_state["chat_models"] = ["alex", foreign]
+    typed.run()
+    assert typed.multiselect(key="chat_models").value == ["alex", foreign] and not typed.error
+
+
 def test_each_model_remembers_only_its_own_words(filled, open_app, asked):
     app = ask_one(open_app("chat", models="embedded,alex"), "One?")
     app.multiselect(key="chat_models").set_value(["alex", f"{filled.id}@{filled.checkpoints()[0].step}"]).run()
