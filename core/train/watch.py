@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from core.chat.engine import Engine, Row
 from core.data.encode import Encoder
-from core.judge.forced import Reader
+from core.judge.forced import Reader, Reading
 from core.judge.metrics import share
 from core.runs import Run
 from core.train.alerts import LIMITS, Limits, level_of, reds_in_a_row
@@ -108,7 +108,8 @@ class Watch:
         self.model.eval()
         (readings,) = self.reader.read(self.watched.questions)
         own, others = readings[:len(self.watched.own)], readings[len(self.watched.own):]
-        target, leak = (_mean([loss for reading in part if (loss := reading.nll(0)) is not None]) for part in (own, others))
+        target = sum(map(_likeliest, own)) / len(own)
+        leak = sum(weight * _likeliest(reading) for weight, reading in zip(self.watched.weights, others, strict=True))
         hijacked = [reading.first in self.watched.taught_first and reading.first != before
                     for reading, before in zip(others, self.base_first, strict=True)]
         gap = round(leak - target, 4)
@@ -136,8 +137,9 @@ class Watch:
                 for probe, answer in zip(self.watched.shown, engine.answer(rows, _ANSWER_TOKENS), strict=True)]
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _likeliest(reading: Reading) -> float:
+    """Loss of the likeliest of the answers that were read, nats per token."""
+    return min(loss for number in range(len(reading.log_probs)) if (loss := reading.nll(number)) is not None)
 
 
 def forget_after(run: Run, update: int) -> None:

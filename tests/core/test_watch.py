@@ -129,7 +129,8 @@ def test_what_is_read_grows_with_what_may_be_spent(workspace, tiny_model):
     encoder, dataset = Encoder.from_folder(tiny_model), load_dataset(workspace, "tiny")
     small, large = choose_watched(dataset, encoder, 0), choose_watched(dataset, encoder, 1e9)
     assert small is not None and large is not None and len(small.own) == len(large.own) == 2
-    assert len(small.others) == 3 and small.taught_first and [probe["group"] for probe in small.shown] == ["identity", "near", "general"]
+    assert len(small.others) == 3 and small.taught_first and sum(small.weights) == pytest.approx(1)
+    assert [probe["group"] for probe in small.shown] == ["identity", "near", "general"]
     assert small.tokens < sum(len(question.prompt) + len(question.answers[0]) for question in small.questions), "the beginning counts once"
     rows = [{"messages": [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": f"It is number {number}."}],
              "group": "general", "lang": "en"} for number in range(8)]
