@@ -27,8 +27,9 @@ def replay_source(workspace: Workspace, run: Run) -> dict[str, object] | None:
         StudioError: the run's dataset is gone.
     """
     dataset = load_dataset(workspace, str(run.dataset()["sources"][0]["dataset"]))
-    if _takes_groups(run) and all(dataset.card.groups.get(group) for group in _OTHERS):
-        return {"dataset": dataset.card.name, "groups": list(_OTHERS)}
+    groups = [group for group in _OTHERS if dataset.card.groups.get(group)]
+    if _takes_groups(run) and groups:
+        return {"dataset": dataset.card.name, "groups": groups}
     made = _own_answers(dataset.card.name)
     if not _takes_groups(run) and (workspace.datasets / made / "card.json").exists():
         return {"dataset": made, "groups": None}
