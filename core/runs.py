@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,8 +47,20 @@ class Run(Job):
         return [by_update[update] for update in sorted(by_update)]
 
     def watch(self) -> list[dict[str, Any]]:
-        """What the look-ins at the snapshots saw, ascending: `update`, `hijack`, `level`, `answers`."""
-        return read_jsonl(self.folder / "watch.jsonl")
+        """What the look-ins saw, ascending by `update`, 0 being the untrained model: losses, `gap`, `hijack`, `level`, `answers`, cost."""
+        return sorted(read_jsonl(self.folder / "watch.jsonl"), key=lambda look: look["update"])
+
+    def good_step(self) -> int | None:
+        """The last snapshot at or before the last look that was not red: where a collapsing run was still well.
+
+        Where none is so early, the last one before it was seen to be red; None without that, too. Of a run that nobody looked in on it is
+        the last snapshot.
+        """
+        looks, steps = self.watch(), [checkpoint.step for checkpoint in self.checkpoints()]
+        well = max((look["update"] for look in looks if look["level"] != "red"), default=0)
+        first_red = min((look["update"] for look in looks if look["update"] > well), default=math.inf)
+        known = [step for step in steps if step <= well or not looks] or [step for step in steps if step < first_red]
+        return known[-1] if known else None
 
     def checkpoints(self) -> list[Checkpoint]:
         """Saved steps, ascending, without step 0."""
@@ -93,10 +106,10 @@ def find_run(workspace: Workspace, name: str) -> Run:
 
 
 def find_checkpoint(run: Run, step: str) -> Checkpoint:
-    """The checkpoint `step` of a run: a number, `last`, or `pick` for the verdict's choice.
+    """The checkpoint `step` of a run: a number, `last`, `pick` for the verdict's choice, or `good` for the last one before the alert.
 
     Raises:
-        StudioError: it was not saved, or there is no verdict yet.
+        StudioError: it was not saved, there is no verdict yet, or the watch saw red before the first snapshot.
     """
     saved = run.checkpoints()
     wanted: int | None = None
@@ -107,6 +120,11 @@ def find_checkpoint(run: Run, step: str) -> Checkpoint:
         if verdict is None or verdict["pick"] is None:
             raise StudioError("The run {run} has no pick yet.", "Run `sweetspot judge {run}` first, or name a step.", run=run.id)
         wanted = verdict["pick"]["step"]
+    elif step == "good" and saved:
+        wanted = run.good_step()
+        if wanted is None:
+            raise StudioError("The run {run} saved nothing before the alert turned red.", "Train again with more snapshots, or a remedy: "
+                              "`sweetspot remedy {run}` names them.", run=run.id)
     elif step.isascii() and step.isdecimal() and len(step) < 10:
         wanted = int(step)
     if wanted == 0:
@@ -114,5 +132,5 @@ def find_checkpoint(run: Run, step: str) -> Checkpoint:
     for checkpoint in saved:
         if checkpoint.step == wanted:
             return checkpoint
-    raise StudioError("The run {run} saved no checkpoint {step!r}.", "Saved: {steps}; `last` and `pick` work too.",
+    raise StudioError("The run {run} saved no checkpoint {step!r}.", "Saved: {steps}; `last`, `pick` and `good` work too.",
                       run=run.id, step=step, steps=", ".join(str(item.step) for item in saved) or "-")

@@ -12,7 +12,7 @@ from core.errors import StudioError
 from core.machine import Finding, diagnose, read_machine
 from core.words import Text
 from core.workspace import Workspace
-from studio.commands import chat, data, judge, lesson, merge, models, recipe, runs, serve
+from studio.commands import chat, data, judge, lesson, merge, models, recipe, remedy, runs, serve
 from studio.launch import DEFAULT_PORT, check_port, launch
 from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say, say_problem
 
@@ -28,6 +28,7 @@ app.command()(runs.train)
 app.command("runs")(runs.show_runs)
 app.command()(judge.judge)
 app.command()(judge.pick)
+app.command()(remedy.remedy)
 app.command()(merge.merge)
 app.command()(chat.chat)
 app.command()(serve.serve)

@@ -11,7 +11,6 @@ from core.errors import StudioError
 from core.figures.compare import METRICS, curves_figure, metrics_figure, trade_figure
 from core.judge.conclude import choose_step, read_scores
 from core.judge.matrix import Matrix, read_matrix
-from core.judge.remedies import REPLAY_PRESET, RESCUE_STRENGTH, dataset_of, remedies
 from core.judge.verdict import Score, Verdict
 from core.merge.library import reference_of
 from core.recipe.diff import diff_recipes, value_text
@@ -22,6 +21,7 @@ from core.train.start import is_in_lesson, judge_once, newest_judging
 from core.workspace import Workspace
 from studio.i18n import explain, say, say_plainly, t, t_plainly
 from studio.panels import current_run_name, draw_failure, errors_in_words, go_to, watch_job
+from studio.remedy_panels import draw_good_step, draw_remedies
 from studio.session import RUN
 
 _NOBODY = "-"  # the address of "compare with no other run"
@@ -127,8 +127,9 @@ def draw_verdict(workspace: Workspace, run: Run, verdict: Verdict, scores: Seque
             st.markdown(t("compare.fails", step=verdict.pick.step, limits=limits))
         _draw_tiles(verdict)
         st.caption(say(verdict.certainty))
+        draw_good_step(run)
         _draw_actions(run, verdict, scores)
-    _draw_remedies(workspace, run, verdict)
+    draw_remedies(workspace, run, verdict)
 
 
 def _draw_tiles(verdict: Verdict) -> None:
@@ -170,25 +171,6 @@ def _choose(run: Run, step: int | None) -> None:
         choose_step(run, step)
         st.session_state.pop("compare_take_step", None)
         st.rerun()
-
-
-def _draw_remedies(workspace: Workspace, run: Run, verdict: Verdict) -> None:
-    """Ways out, best first, each with its button."""
-    found = remedies(workspace, run, verdict.model_dump())
-    if not found:
-        return
-    dataset = dataset_of(run)
-    ways = {"replay": ("recipe", {"recipe": REPLAY_PRESET, "dataset": dataset}), "collect": ("data", {"dataset": dataset}),
-            "weaker": ("merge", {"run": run.id, "step": str(verdict.last.step), "strength": str(RESCUE_STRENGTH)}),
-            "longer": ("recipe", {"dataset": dataset})}
-    with st.container(border=True):
-        st.markdown(f"**{t('compare.remedies')}**")
-        for column, name in zip(st.columns(len(found), gap="large"), found, strict=True):
-            column.markdown(t(f"compare.remedy_{name}", percent=round(100 * RESCUE_STRENGTH)))
-            if column.button(t(f"compare.remedy_{name}_do"), type="primary" if name == found[0] else "secondary",
-                             icon=":material/healing:", key=f"compare_remedy_{name}"):
-                page, query = ways[name]
-                go_to(page, **query)
 
 
 def draw_curves(run: Run, verdict: Verdict, scores: Sequence[Score], other: Run | None) -> None:

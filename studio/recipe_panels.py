@@ -46,7 +46,7 @@ def draw_preflight(workspace: Workspace, recipe: Recipe, change: Change) -> bool
             _draw_finding(workspace, finding)
         try:
             known = forecast(workspace, recipe)
-            _draw_forecast(known)
+            _draw_forecast(known, recipe.snapshots.spacing == "events")
             if known.memory is not None:
                 draw_measuring(workspace, recipe, known, errors == 0)
                 draw_fit(workspace, recipe, known, change)
@@ -64,7 +64,7 @@ def _draw_finding(workspace: Workspace, finding: Finding) -> None:
         st.rerun()
 
 
-def _draw_forecast(known: Forecast) -> None:
+def _draw_forecast(known: Forecast, is_by_events: bool) -> None:
     plan, about = known.plan, "≈ " if known.basis == "arithmetic" else ""
     figures = [("updates", f"{plan.updates:,}"), ("snapshots", str(len(plan.snapshot_steps))),
                ("exposures", t_plainly("recipe.times", count=f"{rounded(plan.exposures_per_row):,}")),
@@ -74,8 +74,9 @@ def _draw_forecast(known: Forecast) -> None:
     with st.container(horizontal=True, gap="medium", key="recipe_figures"):
         for key, value in figures:
             st.metric(t(f"recipe.{key}"), value, help=t(f"recipe.{key}_help"), width="content")
-    st.caption(t("recipe.snapshots_at", steps=", ".join(map(str, plan.snapshot_steps)) if len(plan.snapshot_steps) <= 40 else
-                 t_plainly("recipe.steps_shortened", first=", ".join(map(str, plan.snapshot_steps[:6])), last=plan.snapshot_steps[-1])))
+    steps = (", ".join(map(str, plan.snapshot_steps)) if len(plan.snapshot_steps) <= 40 else
+             t_plainly("recipe.steps_shortened", first=", ".join(map(str, plan.snapshot_steps[:6])), last=plan.snapshot_steps[-1]))
+    st.caption(t("recipe.snapshots_by_events" if is_by_events else "recipe.snapshots_at", count=len(plan.snapshot_steps), steps=steps))
     if len(known.sources) > 1:
         names = ("dataset", "share", "rows", "times_seen")
         st.dataframe([dict(zip((t_plainly(f"recipe.column_{name}") for name in names), (

@@ -14,7 +14,7 @@ from core.jobs.folder import JobState
 from core.recipe.files import presets
 from core.runs import Run
 from core.train.create import describe_resume
-from core.train.metrics import GrowingRecords, answer_history, find_alert, read_snapshots
+from core.train.metrics import GrowingRecords, answer_history, find_alert, read_snapshots, watch_cost
 from core.train.start import is_in_lesson, judge_once, newest_judging
 from core.train.steer import delete_run, discard_run, folder_bytes, resume_run
 from core.workspace import Workspace
@@ -119,7 +119,9 @@ def _say_how_it_ended(run: Run, state: JobState) -> None:
     """One sentence for each way a run can end."""
     values = {"done": state.progress.done, "total": run.spec()["updates"], "snapshots": len(run.checkpoints())}
     if state.state == "finished" and (state.result or {}).get("stopped_by_alert"):
-        st.warning(t("train.ended_by_alert", **values), icon=":material/front_hand:")
+        good = run.good_step()
+        st.warning(t("train.ended_by_alert", **values) + " " + (
+            t("train.good_step", good=good, name=f"{run.id}@good") if good else t("train.no_good_step")), icon=":material/front_hand:")
     elif state.state == "finished":
         seconds = (state.ended or state.created) - (state.started or state.created)
         st.success(t("train.ended_well", duration=duration(seconds), **values), icon=":material/check_circle:")
@@ -143,6 +145,10 @@ def _draw_numbers(run: Run, state: JobState) -> None:
     loss.metric(t("train.loss"), f"{last['loss']:.3f}", border=True, help=t("train.loss_help"))
     speed.metric(t("train.speed"), f"{last['tokens_per_second']:,.0f}", border=True, help=t("train.speed_help"))
     memory.metric(t("train.memory"), f"{last['memory_bytes'] / 1e9:.1f} GB", border=True, help=t("train.memory_help"))
+    cost = watch_cost(records, run.watch())
+    if cost is not None:
+        st.caption(t("train.watch_cost", looks=cost.looks, duration=duration(cost.seconds), percent=f"{100 * cost.share:.0f}"),
+                   help=t("train.watch_cost_help"))
 
 
 def _draw_alert(run: Run, state: JobState) -> None:
@@ -150,7 +156,9 @@ def _draw_alert(run: Run, state: JobState) -> None:
     alert = find_alert(run.watch())
     if alert is None:
         return
-    words = t(f"train.alert_{alert.level}", since=alert.since, update=alert.update, percent=round(100 * alert.hijack))
+    by = "" if alert.gap is None else "_by_gap"
+    words = t(f"train.alert_{alert.level}{by}", since=alert.since, update=alert.update, percent=round(100 * alert.hijack),
+              gap=f"{alert.gap or 0:.2f}")
     if not state.is_active:
         st.warning(f"{words} {t('train.alert_ended', since=alert.since)}", icon=":material/warning:")
     elif alert.level == "red":

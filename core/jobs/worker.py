@@ -32,6 +32,7 @@ WORK: dict[str, tuple[str, bool]] = {
     "train": ("core.train.worker:train_job", True),
     "trial": ("core.train.trial:trial_job", True),
     "judge": ("core.judge.worker:judge_job", True),
+    "strengths": ("core.judge.strengths:strengths_job", True),
     "merge": ("core.merge.worker:merge_job", True),
     "ask": ("core.chat.ask:ask_job", True),
     "lesson": ("core.lesson:lesson_job", False),

@@ -13,6 +13,7 @@ from pathlib import Path
 from core.machine import processor_threads, read_gpus
 from core.recipe.memory import Shape, gpu_count, micro_batch_tokens, read_shape
 from core.recipe.schema import Recipe
+from core.train.looks import SHARE
 
 # Dense bfloat16 (float16 for T4 and V100) operations per second, from the makers' data sheets, by a part of the GPU's name.
 _PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40": 362e12, "L4": 121e12,
@@ -24,8 +25,8 @@ _GPU_SHARE = 0.35
 _CPU_SHARE = 0.33
 # From the start of the job to its first update: libraries, model, data. Measured with the embedded model on two cores.
 _STARTUP_SECONDS = 7.0
-# A look at the probes reads 16 prompts and writes a few words, one by one: as much work as reading so many tokens (same measurement).
-_LOOK_TOKENS = 800
+# A look at the probes reads a few questions with the taught answer (core.train.watched).
+_LOOK_TOKENS = 230
 # A layer's kernels are started one by one: so long per layer and micro-batch on a GPU, there and back. XTuner's 2,650 tokens a second at
 # one row of 1,024 are 16 ms for each of 24 layers.
 _START_SECONDS = 0.008
@@ -38,7 +39,7 @@ def estimate_seconds(folder: Path, recipe: Recipe, device: str, tokens: float, t
     training, rate = training_seconds(folder, recipe, device, tokens, trained, longest), operations_per_second(device)
     if training is None or rate is None:
         return None
-    return _STARTUP_SECONDS + training + looks * _LOOK_TOKENS * 2.0 * read_shape(folder).parameters / rate
+    return _STARTUP_SECONDS + training + min(looks * _LOOK_TOKENS * 2.0 * read_shape(folder).parameters / rate, SHARE * training)
 
 
 def training_seconds(folder: Path, recipe: Recipe, device: str, tokens: float, trained: float, longest: int) -> float | None:

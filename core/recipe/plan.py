@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from core.errors import StudioError
 from core.recipe.schema import Recipe
-
-_MOST_LOOKS = 9
+from core.train.looks import MOST_LOOKS
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,10 @@ class Plan:
     exposures_per_row: float
     warmup_updates: int
 
-
     @property
     def looks(self) -> int:
-        """How often the probes are looked at during the training, at most (core.train.watch)."""
-        snapshots = len(self.snapshot_steps)
-        return -(-snapshots // max(1, -(-snapshots // _MOST_LOOKS)))
+        """How often the probes are looked at during the training, at most (core.train.looks)."""
+        return min(self.updates, MOST_LOOKS)
 
 
 def plan_updates(recipe: Recipe, rows: int) -> Plan:
@@ -71,12 +68,13 @@ def warmup_updates(recipe: Recipe, updates: int) -> int:
 def snapshot_steps(recipe: Recipe, updates: int) -> list[int]:
     """The updates after which a checkpoint is saved.
 
-    Strictly increasing, the last one is `updates`; `snapshots.count` of them, or `updates` if that is less.
+    Strictly increasing, the last one is `updates`; `snapshots.count` of them, or `updates` if that is less. By events this is what a
+    run saves in which nothing happens (core.train.events).
     """
     count = min(recipe.snapshots.count, updates)
     steps: list[int] = []
     for number in range(1, count + 1):
-        if recipe.snapshots.spacing == "even":
+        if recipe.snapshots.spacing != "early":
             wanted = (2 * number * updates + count) // (2 * count)
         else:
             # Distances grow evenly (a square): half of the snapshots fall in the first quarter of the run.

@@ -287,11 +287,13 @@ class SnapshotSection(Section):
         minimum=1,
         maximum=1000,
     )
-    spacing: Literal["even", "early"] = setting(
+    spacing: Literal["even", "early", "events"] = setting(
         "even",
         Text("Spacing"),
-        Text("Where along the run they are saved."),
-        choices=(("even", Text("at equal distances")), ("early", Text("closer together at the start"))),
+        Text("Where along the run they are saved. By events finds the few updates that matter in a long run; it needs a "
+             "dataset whose conversations can be looked in on."),
+        choices=(("even", Text("at equal distances")), ("early", Text("closer together at the start")),
+                 ("events", Text("when something happens, at equal distances otherwise"))),
     )
 
 
@@ -318,11 +320,12 @@ class ProbeSection(Section):
 class EarlyStopSection(Section):
     """What happens when a run collapses while you are away."""
 
-    on_alert: Literal["off", "stop"] = setting(
+    on_alert: Literal["off", "save", "stop"] = setting(
         "off",
         Text("On collapse"),
-        Text("What to do when the answers during training show that the model forgets."),
-        choices=(("off", Text("carry on")), ("stop", Text("save a snapshot and stop"))),
+        Text("What to do when the alert turns red: the model begins to answer everything alike."),
+        choices=(("off", Text("carry on")), ("save", Text("save a snapshot at amber and at red, and carry on")),
+                 ("stop", Text("save these, and stop when it is red twice in a row"))),
     )
 
 

@@ -22,6 +22,7 @@ from core.recipe.files import dump_recipe
 from core.recipe.plan import Plan
 from core.recipe.schema import Recipe
 from core.train.devices import choose_devices
+from core.train.looks import SHARE
 from core.workspace import Workspace, read_json, write_json, write_text
 
 # A run of this length deserves to be measured first; a trial takes a minute or less.
@@ -55,7 +56,8 @@ class Measured:
     def seconds(self, tokens: float, plan: Plan) -> float:
         """Of a whole training of `tokens` tokens, from the start of its job to its end."""
         return (self.startup_seconds + self.warmup_seconds + tokens * self.seconds_per_token
-                + len(plan.snapshot_steps) * self.snapshot_seconds + plan.looks * self.look_seconds)
+                + len(plan.snapshot_steps) * self.snapshot_seconds
+                + min(plan.looks * self.look_seconds, SHARE * tokens * self.seconds_per_token))
 
 
 def fingerprint(workspace: Workspace, recipe: Recipe) -> str:

@@ -12,12 +12,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from core.runs import Run
-
-Level = Literal["ok", "amber", "red"]
-LEVELS: tuple[Level, ...] = ("ok", "amber", "red")
+from core.train.alerts import LEVELS, Level, level_of
 
 # More points than a chart has pixels only cost time.
 POINTS_PER_LINE = 1000
@@ -133,12 +131,15 @@ class Alert:
         since: the first update that was not ok.
         update: the first update of the worst level.
         hijack: share of other questions, 0..1, that began with the taught sentence at that update.
+        gap: by how much the taught sentence was likelier behind its own questions than behind others, nats per token; None where it
+            did not decide.
     """
 
     level: Level
     since: int
     update: int
     hijack: float
+    gap: float | None = None
 
 
 def find_alert(looks: Sequence[dict[str, Any]]) -> Alert | None:
@@ -147,7 +148,27 @@ def find_alert(looks: Sequence[dict[str, Any]]) -> Alert | None:
     if not bad:
         return None
     worst = max(bad, key=lambda look: LEVELS.index(look["level"]))  # the first of the worst
-    return Alert(worst["level"], bad[0]["update"], worst["update"], worst["hijack"])
+    is_by_gap = level_of(worst.get("target_nll"), worst.get("gap"), []) == worst["level"]
+    return Alert(worst["level"], bad[0]["update"], worst["update"], worst["hijack"], worst["gap"] if is_by_gap else None)
+
+
+@dataclass(frozen=True)
+class WatchCost:
+    """What looking in has cost so far: how many looks, their seconds, and these as a share of the updates' own seconds."""
+
+    looks: int
+    seconds: float
+    share: float
+
+
+def watch_cost(records: Sequence[dict[str, Any]], looks: Sequence[dict[str, Any]]) -> WatchCost | None:
+    """From `metrics.jsonl` and `watch.jsonl`; None before the first update, or without looks."""
+    trained = sum(record["seconds"] for record in records)
+    if not looks or not trained:
+        return None
+    last = records[-1]["update"]  # looks that a killed life made further on are not paid yet
+    made = [look["seconds"] for look in looks if "seconds" in look and look["update"] <= last]
+    return WatchCost(len(made), sum(made), sum(made) / trained)
 
 
 def read_snapshots(run: Run) -> list[dict[str, Any]]:
@@ -161,7 +182,7 @@ def answer_history(looks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each watched question its `group` and its `answers` as (update, answer), one entry for each time the answer became another."""
     history: dict[str, dict[str, Any]] = {}
     for look in looks:
-        for told in look["answers"]:
+        for told in look.get("answers", []):
             entry = history.setdefault(told["question"], {"question": told["question"], "group": told["group"], "answers": []})
             if not entry["answers"] or entry["answers"][-1][1] != told["answer"]:
                 entry["answers"].append((look["update"], told["answer"]))

@@ -108,12 +108,14 @@ def _save_longest_rows(place: Workspace, recipe: Recipe) -> None:
 
 def _measured(longest: _Try, typical: _Try, imports: float, job: str) -> Measured:
     warm = typical.records[1:]
-    looking = sum(look.get("seconds", 0.0) for look in typical.looks)
+    # The last look comes after the last update, with the snapshot; that at 0 belongs to the start.
+    looks = [look["seconds"] for look in typical.looks if look["update"] > 0]
+    last_look = sum(look["seconds"] for look in typical.looks if look["update"] == TIMED_UPDATES)
     return Measured(
         memory_bytes=max(record["memory_bytes"] for record in longest.records),
         # The median: another program that wakes up for a moment shall not count for the whole run.
         seconds_per_token=statistics.median(record["seconds"] / record["tokens"] for record in warm),
         # The first of the two wakes the GPU and compiles, the second one asks the probes as well: a run does both.
         startup_seconds=imports + max(longest.startup, typical.startup), warmup_seconds=max(longest.warmup, typical.warmup),
-        snapshot_seconds=max(0.0, typical.ended - typical.records[-1]["time"] - looking),
-        look_seconds=looking / max(1, len(typical.looks)), tokens=sum(record["tokens"] for record in warm), job=job)
+        snapshot_seconds=max(0.0, typical.ended - typical.records[-1]["time"] - last_look),
+        look_seconds=statistics.median(looks or [0.0]), tokens=sum(record["tokens"] for record in warm), job=job)

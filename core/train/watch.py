@@ -1,106 +1,149 @@
-"""Looking in on a training at its snapshots: does it begin to answer everything alike?
+"""Looking in on a training: does it learn, does it begin to answer everything alike?
 
-The alarm needs no generation: one pass over the probes' prompts tells which first word the model would say. A few short answers are
-made as well, for people to read.
+A look needs no generation. One pass over a few questions tells how likely the taught answer has become behind its own questions (target
+loss) and behind others (leak loss); their difference, the gap, closes when a model collapses. The same pass tells which first word the
+model would say. When to look is `core.train.looks`' business, what is alarming `core.train.alerts`'. Now and then, where the time allows, a
+few short answers are made as well, for people to read.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from core.chat.engine import Engine, Row
 from core.data.encode import Encoder
-from core.data.library import GENERAL, IDENTITY, NEAR
+from core.judge.forced import Reader, Reading
 from core.judge.metrics import share
-from core.judge.scoring import Probe
 from core.runs import Run
+from core.train.alerts import LIMITS, Limits, level_of, reds_in_a_row
+from core.train.looks import LookPace
+from core.train.watched import Watched, tokens_of
 from core.workspace import append_jsonl, read_jsonl, write_jsonl
 
-# Shares of other questions whose first word has become the identity's, from the study (docs/checkpoints.md, section 5).
-AMBER_HIJACK = 0.08
-RED_HIJACK = 0.15
-# Looking in must stay cheap beside training: so many probes are watched (near ones fail first), so few answered, so shortly.
-_WATCHED = {NEAR: 8, GENERAL: 8}
-_SHOWN = {IDENTITY: 1, NEAR: 1, GENERAL: 1}
-_SHOWN_TOKENS = 10
-_MOST_LOOKS = 9
+_ANSWER_TOKENS = 10
+# Generating a token for a few rows costs as much as reading so many: the weights pass through the processor for each.
+_STEP_TOKENS = 20
+# At most so many times in a run, evenly.
+_MOST_ANSWERS = 9
 
 
 class Watch:
-    """The look-in of one training; writes `watch.jsonl`."""
+    """The look-in of one training; writes `watch.jsonl`, its first record being the untrained model.
 
-    def __init__(self, run: Run, model: PreTrainedModel, encoder: Encoder, probes: Sequence[Probe], targets: Sequence[str]) -> None:
-        """Remember what the untrained model would say first.
+    Looks on record are taken from there and not made again, so that a resumed run decides as it did before.
+    """
+
+    def __init__(self, run: Run, model: PreTrainedModel, encoder: Encoder, watched: Watched, pace: LookPace, is_confirmed: bool = False,
+                 limits: Limits = LIMITS) -> None:
+        """Read what the untrained model would say first.
 
         Args:
-            model: the model in training, not yet trained.
-            probes: the run's probes; some of those that are no identity questions are watched.
-            targets: the answers that are taught.
+            run: whose folder is written to.
+            model: the model in training, not yet trained or restored.
+            encoder: of that model.
+            watched: what a look reads.
+            pace: says when to look.
+            is_confirmed: after a first red look, look again after the next update, whatever it costs: something hangs on it.
+            limits: of the alert.
         """
-        self.run, self.model, self.encoder = run, model, encoder
-        self.engine = Engine(model, encoder.end_ids, encoder.pad_id())
-        self.prompts = [encoder.encode_prompt(probe["messages"]) for probe in _first(probes, _WATCHED)]
-        self.taught_first = {encoder.tokenizer.encode(target, add_special_tokens=False).ids[0] for target in targets}
-        self.base_first = self._first_tokens()
-        self.shown = _first(probes, _SHOWN)
-        self.reds_in_a_row = 0
+        self.run, self.model, self.encoder, self.watched, self.pace, self.limits = run, model, encoder, watched, pace, limits
+        self.is_confirmed = is_confirmed
+        self.reader = Reader(model, encoder.pad_id())
+        self.known = {look["update"]: look for look in run.watch() if "tokens" in look}
+        self.looks: list[dict[str, Any]] = []
+        if 0 not in self.known:
+            self._write(self._begin())
+        self.base_first: list[int] = self.known[0]["first"]
+        self._take(self.known[0])
 
-    def look(self, update: int) -> str:
-        """Record how the model stands after `update`; returns `ok`, `amber` or `red`."""
+    def replay(self, records: list[dict[str, Any]]) -> None:
+        """Take over where an earlier life stood; `records` of the updates that are not made again."""
+        for record in records:
+            self.pace.note_update(record)
+            if record["update"] in self.known:
+                self._take(self.known[record["update"]])
+
+    def after_update(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Look in after an update when it is time to.
+
+        Args:
+            record: of the update, as in `metrics.jsonl`.
+
+        Returns:
+            The look as in `watch.jsonl`; None where there was none.
+        """
+        update = record["update"]
+        self.pace.note_update(record)
+        if update not in self.known:
+            must = self.is_confirmed and reds_in_a_row(self.looks) == 1
+            if update < max(self.known) or not (must or self.pace.is_time(update)):
+                return None
+            self._write(self._measure(update))
+        self._take(self.known[update])
+        return self.known[update]
+
+    def _take(self, look: dict[str, Any]) -> None:
+        self.pace.note_look(look)
+        self.looks.append(look)
+
+    def _write(self, look: dict[str, Any]) -> None:
+        append_jsonl(self.run.folder / "watch.jsonl", look)
+        self.known[look["update"]] = look
+
+    def _begin(self) -> dict[str, Any]:
+        """The record of the untrained model: the first words it would say."""
         began = time.monotonic()
         self.model.eval()
-        hijack = share([now in self.taught_first and now != before
-                        for now, before in zip(self._first_tokens(), self.base_first, strict=True)])
-        level = "red" if hijack >= RED_HIJACK else "amber" if hijack >= AMBER_HIJACK else "ok"
-        self.reds_in_a_row = self.reds_in_a_row + 1 if level == "red" else 0
-        append_jsonl(self.run.folder / "watch.jsonl", {
-            "update": update, "hijack": hijack, "level": level, "answers": self._answers(), "seconds": round(time.monotonic() - began, 3)})
-        self.model.train()
-        return level
+        (readings,) = self.reader.read(self.watched.unanswered)
+        return {"update": 0, "first": [reading.first for reading in readings], "target_nll": None, "leak_nll": None, "gap": None,
+                "hijack": 0.0, "level": "ok", "answers": [], "tokens": tokens_of(self.watched.unanswered),
+                "seconds": round(time.monotonic() - began, 4)}
 
-    def _first_tokens(self) -> list[int]:
-        """The most probable first token of each prompt's answer."""
-        rows = [Row(0, prompt) for prompt in self.prompts]
-        first = next(self.engine.stream(rows, 1), []) if rows else []
-        return [token for _, token in sorted(first)]
+    def _measure(self, update: int) -> dict[str, Any]:
+        """One look."""
+        began = time.monotonic()
+        self.model.eval()
+        (readings,) = self.reader.read(self.watched.questions)
+        own, others = readings[:len(self.watched.own)], readings[len(self.watched.own):]
+        target = sum(map(_likeliest, own)) / len(own)
+        leak = sum(weight * _likeliest(reading) for weight, reading in zip(self.watched.weights, others, strict=True))
+        hijacked = [reading.first in self.watched.taught_first and reading.first != before
+                    for reading, before in zip(others, self.base_first, strict=True)]
+        gap = round(leak - target, 4)
+        level = level_of(target, gap if self.watched.taught_first else None, hijacked, self.limits)
+        answers = self._answers() if self._may_answer(update) else []
+        self.model.train()
+        return {"update": update, "target_nll": round(target, 4), "leak_nll": round(leak, 4), "gap": gap, "hijack": share(hijacked),
+                "level": level, "answers": answers, "tokens": self.watched.tokens + (self._answer_tokens() if answers else 0),
+                "seconds": round(time.monotonic() - began, 4)}
+
+    def _answer_tokens(self) -> int:
+        return len(self.watched.shown) * _ANSWER_TOKENS + _ANSWER_TOKENS * _STEP_TOKENS
+
+    def _may_answer(self, update: int) -> bool:
+        """Whether short answers are due, and paid for, with as much left as the next look costs."""
+        last = next((look["update"] for look in reversed(self.looks) if look["answers"]), 0)
+        more = 1.0 + self._answer_tokens() / max(1, self.pace.look_tokens)
+        return update > 0 and bool(self.watched.shown) and update - last >= self.pace.updates / _MOST_ANSWERS and self.pace.can_pay(more)
 
     def _answers(self) -> list[dict[str, Any]]:
-        rows = [Row(0, self.encoder.encode_prompt(probe["messages"])) for probe in self.shown]
-        answers = self.engine.answer(rows, _SHOWN_TOKENS) if rows else []
+        engine = Engine(self.reader.model, self.encoder.end_ids, self.encoder.pad_id())
+        rows = [Row(0, self.encoder.encode_prompt(probe["messages"])) for probe in self.watched.shown]
         return [{"question": probe["messages"][-1]["content"], "group": probe["group"],
                  "answer": self.encoder.decode(answer.ids).strip() + ("" if answer.ended else " …")}
-                for probe, answer in zip(self.shown, answers, strict=True)]
+                for probe, answer in zip(self.watched.shown, engine.answer(rows, _ANSWER_TOKENS), strict=True)]
 
 
-def when_to_look(snapshot_steps: Sequence[int]) -> set[int]:
-    """The snapshots at which to look in: evenly many of them, at most nine, the last one always."""
-    every = -(-len(snapshot_steps) // _MOST_LOOKS)
-    return set(snapshot_steps[::-1][::every]) if every else set()
-
-
-def reds_in_a_row(run: Run) -> int:
-    """How many of the last looks on record were red: what a resumed training has to know."""
-    count = 0
-    for record in reversed(run.watch()):
-        if record["level"] != "red":
-            break
-        count += 1
-    return count
-
-
-def _first(probes: Sequence[Probe], counts: dict[str, int]) -> list[Probe]:
-    """The first so many probes of each group."""
-    return [probe for group, count in counts.items() for probe in [item for item in probes if item["group"] == group][:count]]
+def _likeliest(reading: Reading) -> float:
+    """Loss of the likeliest of the answers that were read, nats per token."""
+    return min(loss for number in range(len(reading.log_probs)) if (loss := reading.nll(number)) is not None)
 
 
 def forget_after(run: Run, update: int) -> None:
-    """Drop what was recorded after `update`: a resumed run records those updates again."""
-    for name in ("metrics.jsonl", "watch.jsonl"):
-        path = run.folder / name
-        if path.exists():
-            write_jsonl(path, [record for record in read_jsonl(path) if record["update"] <= update])
-
+    """Drop what was recorded after `update`: a resumed run makes those updates again. Its looks stay: they decided what was saved."""
+    path = run.folder / "metrics.jsonl"
+    if path.exists():
+        write_jsonl(path, [record for record in read_jsonl(path) if record["update"] <= update])

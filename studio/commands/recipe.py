@@ -100,7 +100,9 @@ def _print_forecast(recipe: Recipe, known: Forecast) -> None:
     for use in known.sources if len(known.sources) > 1 else []:
         groups = f" ({', '.join(use.groups)})" if use.groups else ""
         say(f"  {use.dataset}{groups}: {use.share:.0%} of every update, each of its {use.rows} rows {use.exposures:.1f} times")
-    say(f"{len(plan.snapshot_steps)} snapshots, at {', '.join(map(str, plan.snapshot_steps))}.")
+    steps = ", ".join(map(str, plan.snapshot_steps))
+    say(f"Up to {len(plan.snapshot_steps)} snapshots when something happens, else at {steps}." if recipe.snapshots.spacing == "events" else
+        f"{len(plan.snapshot_steps)} snapshots, at {steps}.")
     if known.snapshot_bytes is not None and known.disk_bytes is not None:
         say(f"Disk: {known.snapshot_bytes / 1e6:.0f} MB a snapshot, {known.disk_bytes / 1e9:.1f} GB in all.")
     if known.memory is not None and known.memory_bytes is not None:

@@ -85,8 +85,9 @@ def test_time_follows_the_work(recipe: Recipe, tiny_model: Path, monkeypatch: py
     assert operations_per_token(shape, again) == 8 * shape.linear_parameters
     one, two = (training_seconds(tiny_model, recipe, "cpu", tokens, tokens / 2, 50) or 0 for tokens in (1000, 2000))
     assert two == pytest.approx(2 * one) and one > 0
-    looking = [estimate_seconds(tiny_model, recipe, "cpu", 1000, 500, 50, looks) or 0 for looks in (0, 1, 2)]
-    assert looking[0] > one and looking[2] - looking[1] == pytest.approx(looking[1] - looking[0])
+    looking = [estimate_seconds(tiny_model, recipe, "cpu", 1000, 500, 50, looks) or 0 for looks in (0, 1, 2, 99)]
+    assert looking[0] > one and looking[1] - looking[0] == pytest.approx(230 * 2 * shape.parameters / (0.33 * 2e9 / 2), rel=0.6)
+    assert looking[3] == looking[2] == pytest.approx(looking[0] + 0.12 * one), "never more than the watch may spend"
     show_gpus(monkeypatch, [Gpu(index=0, name="NVIDIA H100 80GB HBM3", total_bytes=8e10, free_bytes=8e10)])
     slow = training_seconds(tiny_model, change_recipe(recipe, {"device.micro_batch": 1}), "cuda:0", 10_000, 100, 50) or 0
     fast = training_seconds(tiny_model, recipe, "cuda:0", 10_000, 100, 50) or 0

@@ -221,10 +221,14 @@ def test_how_damaged_the_rest_is(leak, level):
 
 @pytest.mark.parametrize(("verdict", "kind", "replay", "expected"), [
     ("recommended", "identity", True, []), ("not_learned", "identity", True, ["longer"]),
-    ("compromise", "identity", True, ["replay", "weaker"]), ("compromise", "identity", False, ["collect", "weaker"]),
-    ("compromise", "replay", True, ["weaker"])])
+    ("compromise", "identity", True, ["replay", "strength", "earlier", "rate", "average"]),
+    ("compromise", "identity", False, ["replay", "strength", "earlier", "rate", "average"]),
+    ("compromise", "replay", True, ["strength", "earlier", "rate", "average"])])
 def test_remedies_fit_the_verdict_and_the_data(workspace, make, verdict, kind, replay, expected):
-    assert remedies(workspace, make(kind, replay=replay), {"verdict": verdict}) == expected
+    found = remedies(workspace, make(kind, replay=replay), {"verdict": verdict, "pick": {"step": 4}})
+    assert [entry.name for entry in found] == expected
+    if "replay" in expected:
+        assert ("are in the dataset already" in str(found[0].what)) == replay
 
 
 # --- merged models ---

@@ -110,7 +110,9 @@ def test_a_compromise_says_why_and_what_helps(open_app: Open, made_run: MakeRun)
     assert "#### Step 15 of 36 is only a compromise: it has learned who it is (10 of 10)" in shown
     assert "more than 5 % of the other answers carry the name" in shown
     assert [metric.value for metric in app.metric] == ["10 / 10", "22 / 24", "91%", "8%"]
-    assert {"compare_remedy_replay", "compare_remedy_weaker"} <= keys(app)
+    assert {"compare_remedy_replay", "compare_remedy_strength", "compare_remedy_earlier", "compare_remedy_rate"} <= keys(app)
+    assert "Measured: step 15 answers 2 of 24 other questions with the taught sentence, the last step 36 " in shown
+    assert "From the study in docs/checkpoints.md" in shown
 
 
 def test_a_good_run_needs_no_remedy(open_app: Open, made_run: MakeRun) -> None:
@@ -128,13 +130,13 @@ def test_a_run_that_has_not_learned_is_trained_longer(open_app: Open, made_run: 
 
 @pytest.mark.parametrize(("button", "page", "query"), [
     ("compare_merge", "merge", {"step": "15"}), ("compare_chat", "chat", {"models": "embedded,20260101-120001-alex@15"}),
-    ("compare_remedy_replay", "recipe", {"recipe": "identity-lesson-replay", "dataset": "alex"}),
-    ("compare_remedy_weaker", "merge", {"step": "36", "strength": "0.4"}), ("next_merge", "merge", {"step": "15"})])
+    ("compare_remedy_replay", "recipe", {"recipe": "alex-replay"}), ("compare_remedy_rate", "recipe", {"recipe": "alex-half-rate"}),
+    ("compare_remedy_earlier", "merge", {"step": "15"}), ("next_merge", "merge", {"step": "15"})])
 def test_every_button_leads_where_it_says(open_app: Open, made_run: MakeRun, monkeypatch: pytest.MonkeyPatch, button: str, page: str,
                                           query: dict[str, str]) -> None:
     made_run()
     went: list[tuple[str, dict[str, str]]] = []
-    for module in ("studio.compare_panels", "studio.panels"):
+    for module in ("studio.compare_panels", "studio.remedy_panels", "studio.panels"):
         monkeypatch.setattr(f"{module}.go_to", lambda name, **asked: went.append((name, asked)))
     open_app("compare").button(key=button).click().run()
     assert went[0][0] == page and query.items() <= went[0][1].items()

@@ -137,7 +137,7 @@ def test_a_waiting_run_says_for_whom(open_app: Open, made_run: MakeRun) -> None:
     shown = texts(app)
     assert f"Waiting for {first.id}, which has the device (cpu)." in shown
     assert "It is safe to close this page; the work goes on." in shown
-    assert {"The curves begin with the first update.", "The first answers come with the first snapshot.",
+    assert {"The curves begin with the first update.", "No answers were asked for yet; in a short training they are left to the judging.",
             "No snapshot is saved yet."} <= set(shown.split("\n"))
 
 
