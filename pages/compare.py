@@ -8,6 +8,7 @@ from core.judge.conclude import read_scores
 from core.judge.verdict import Verdict
 from core.runs import list_runs
 from studio.compare_panels import choose_runs, draw_curves, draw_judging, draw_metrics, draw_missing, draw_verdict, load_matrix
+from studio.compare_reasons import draw_reasons
 from studio.i18n import t
 from studio.matrix import draw_answers, draw_matrix, draw_own_question
 from studio.panels import go_to, next_step, open_page, same_command
@@ -33,6 +34,7 @@ if written is None:
 
 verdict, scores = Verdict.model_validate(written), read_scores(run)
 draw_verdict(workspace, run, verdict, scores)
+draw_reasons(verdict)
 draw_curves(run, verdict, scores, other)
 st.subheader(t("compare.matrix"), anchor=False)
 matrix = load_matrix(workspace, run)

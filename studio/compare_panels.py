@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 from core.errors import StudioError
-from core.figures.compare import METRICS, curves_figure, metrics_figure, trade_figure
+from core.figures.compare import METRICS, curves_figure, measured, metrics_figure, trade_figure
 from core.judge.conclude import choose_step, read_scores
 from core.judge.matrix import Matrix, read_matrix
 from core.judge.verdict import Score, Verdict
@@ -120,13 +120,19 @@ def draw_verdict(workspace: Workspace, run: Run, verdict: Verdict, scores: Seque
             st.badge(t(f"compare.verdict_{verdict.verdict}"), icon=f":material/{icon}:", color=colour)
             if verdict.chosen_by == "hand":
                 st.badge(t("compare.by_hand"), icon=":material/back_hand:", color="violet")
+            if verdict.quick:
+                st.badge(t("compare.quick"), icon=":material/bolt:", color="gray", help=t("compare.quick_help"))
         st.markdown(f"#### {say(verdict.reason)}")
         st.markdown(f"{say(verdict.before)} {say(verdict.after)}")
+        if verdict.runner_up_reason and verdict.chosen_by == "rule":
+            st.markdown(say(verdict.runner_up_reason))
         if verdict.breaches:
             limits = t_plainly("compare.and").join(t_plainly(f"compare.breach_{name}") for name in verdict.breaches)
             st.markdown(t("compare.fails", step=verdict.pick.step, limits=limits))
         _draw_tiles(verdict)
         st.caption(say(verdict.certainty))
+        for note in verdict.notes:
+            st.caption(say(note))
         draw_good_step(run)
         _draw_actions(run, verdict, scores)
     draw_remedies(workspace, run, verdict)
@@ -232,7 +238,7 @@ def draw_metrics(run: Run, verdict: Verdict, scores: Sequence[Score]) -> None:
                         alt=t_plainly("compare.metrics_alt", run=run.id))
         columns = [t_plainly(f"compare.column_{name}") for name in ("metric", "base", "pick", "last", "about")]
         rows = [(labels[name], *(_number(getattr(score, name)) for score in (scores[0], verdict.pick, scores[-1])),
-                 t_plainly(f"compare.about_{name}")) for name in METRICS]
+                 t_plainly(f"compare.about_{name}")) for name in measured(scores)]
         st.table([dict(zip(columns, row, strict=True)) for row in rows], border="horizontal", hide_index=True,
                  alt=t_plainly("compare.metrics"))
 

@@ -16,7 +16,8 @@ _PICK = "#17857a"  # the accent that stands out from a light and from a dark pag
 _GREY = "rgba(128, 140, 150, 0.8)"
 _HEIGHT = 400
 # Metrics with a figure of their own, in rows of three; a share runs from 0 to 1.
-METRICS = ("hit", "leak", "near_leak", "fragments", "facts_kept", "distinct", "self_bleu", "change", "length_ratio")
+METRICS = ("hit", "target_nll", "gap", "leak", "near_leak", "hijack", "fragments", "near_fragments", "facts_kept", "distinct", "self_bleu",
+           "self_bleu_rise", "dnll", "kl", "length_ratio", "change", "compression", "own_passed")
 _PER_ROW = 3
 
 Trace = dict[str, Any]
@@ -140,13 +141,14 @@ def metrics_figure(scores: Sequence[Score], pick: int | None, labels: Mapping[st
     Args:
         scores: ascending, the base among them.
         pick: the chosen step, a line through every panel.
-        labels: the metrics' names, by METRICS.
+        labels: the metrics' names, by METRICS. A metric that no step has gets no panel.
     """
-    rows = -(-len(METRICS) // _PER_ROW)
+    shown = measured(scores)
+    rows = max(1, -(-len(shown) // _PER_ROW))
     width, height = 0.28, 0.6 / rows
     layout = _layout("", "", hovermode="x unified") | {"height": 190 * rows, "shapes": [], "annotations": [], "showlegend": False}
     traces = []
-    for index, metric in enumerate(METRICS):
+    for index, metric in enumerate(shown):
         number = "" if index == 0 else str(index + 1)
         left, top = 0.36 * (index % _PER_ROW), 1 - (index // _PER_ROW) / rows - 0.06
         layout[f"xaxis{number}"] = _axis() | {"domain": [left, left + width], "anchor": f"y{number}"}
@@ -160,6 +162,11 @@ def metrics_figure(scores: Sequence[Score], pick: int | None, labels: Mapping[st
                        "y": [getattr(score, metric) for score in scores], "xaxis": f"x{number}", "yaxis": f"y{number}",
                        "line": {"color": _LEARNED, "width": 2}, "marker": {"color": _LEARNED, "size": 5}, "hovertemplate": "%{y:.2f}"})
     return go.Figure(traces, layout)
+
+
+def measured(scores: Sequence[Score]) -> list[str]:
+    """The METRICS that some step has: files of older versions lack several, and so does a quick judging."""
+    return [metric for metric in METRICS if any(getattr(score, metric) is not None for score in scores)]
 
 
 def _axis() -> Trace:

@@ -24,8 +24,8 @@ from core.train.update import has_plain_head, language_model
 
 # A shorter common beginning of the prompts is not worth a pass of its own.
 _LEAST_PREFIX = 4
-# Read at a time on a processor; more gains nothing there. A GPU takes what half of its free memory holds.
-_TOKENS_ON_A_PROCESSOR = 4096
+# Read at a time on a processor: more would leave its caches at every step. A GPU takes what half of its free memory holds.
+_TOKENS_ON_A_PROCESSOR = 2048
 _LOGIT_BYTES = {"cpu": 2**28, "cuda": 2**30}
 # Log-likelihoods of a tree and of rows of their own differ by rounding, in bfloat16 by some hundredths; a mask not heeded costs whole nats.
 _SAME_NATS = 0.1

@@ -29,10 +29,6 @@ MOST_PROBES = 2000
 _MOST_BYTES = 20_000_000
 
 
-class ProbeFault(StudioError):
-    """A row of a probe file cannot be used; the sentence inside says why."""
-
-
 def read_probe_file(path: Path) -> list[dict[str, Any]]:
     """The probes of a file, ready to be asked, in the group `own`.
 
@@ -54,9 +50,8 @@ def read_probe_file(path: Path) -> list[dict[str, Any]]:
         try:
             probes.append(_probe(row, number, {probe["id"] for probe in probes}))
         except StudioError as error:
-            fault = ProbeFault("{file}, row {row}: {problem}", "{hint}", file=path.name, row=number, problem=error.problem,
-                               hint=error.hint)
-            raise fault from error
+            raise StudioError("{file}, row {row}: {fault}", "{way}", file=path.name, row=number, fault=error.problem,
+                              way=error.hint) from error
         if len(probes) > MOST_PROBES:
             raise StudioError("{file} has more than {limit} probes.", "Every snapshot answers all of them; keep the telling ones.",
                               file=path.name, limit=MOST_PROBES)

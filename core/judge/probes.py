@@ -22,7 +22,7 @@ from core.runs import Run
 from core.workspace import Workspace, append_jsonl, read_jsonl, write_jsonl
 
 # How many probes of a kind a quick judging asks.
-QUICK = {IDENTITY: 10, NEAR: 8, GENERAL: 16}
+QUICK = {IDENTITY: 8, NEAR: 6, GENERAL: 12}
 LONGEST_QUESTION = 2000  # characters; a probe is a question, not a document
 
 _CHINESE = re.compile(r"[\u3400-\u9fff]")

@@ -51,7 +51,7 @@ def questions_for(encoder: Encoder, dataset: Dataset, probes: Sequence[Probe], t
     """All that is asked without generation, for every step alike.
 
     Args:
-        base_answers: the base model's answers by probe id.
+        base_answers: the base model's answers by probe id; of those left out nothing is asked.
     """
     others = {probe["id"] for probe in other_probes(probes)}
     learning = {probe["id"] for probe in learning_probes(probes)} if taught.kind == "identity" else set()
@@ -59,7 +59,7 @@ def questions_for(encoder: Encoder, dataset: Dataset, probes: Sequence[Probe], t
     asked = []
     for probe in probes:
         if probe["id"] in others | learning:
-            base = base_answers[probe["id"]] if probe["id"] in others else ""
+            base = base_answers.get(probe["id"], "") if probe["id"] in others else ""
             asked.append(_asked(encoder, probe["id"], probe["messages"], targets, None, base))
     if taught.kind == "task":
         rows = _rows(dataset, probes)

@@ -221,6 +221,8 @@ def _losses(learning: Sequence[Finding], others: Sequence[Finding], pairs: Seque
     tokens = [own.base_tokens for own, _ in read]
     taught_first = {own.first for own, _ in read if own.is_taught}
     found["hijack"] = metrics.hijack([own.first for own, _ in read], [base.first for _, base in read], taught_first)
+    if not any(tokens):
+        return found  # a quick look
     found["dnll"] = metrics.dnll([own.base_nll for own, _ in read], [base.base_nll for _, base in read], tokens)
     drifts = [own.kl for own, _ in read if own.kl is not None]
     found["kl"] = metrics.kl(drifts, tokens) if len(drifts) == len(read) else None

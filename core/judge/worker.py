@@ -70,7 +70,7 @@ class Judging:
         self.base = find_base(self.workspace, recipe.model.source)
         self.encoder = Encoder.from_folder(self.base, recipe.data.system)
         self.voices = Voices(self.workspace, self.run, self.encoder)
-        if not (self._answer() and self._read()):
+        if not (self._answer() and self._read(quick)):
             return None
         self._check(may_ask_endpoint)
         return write_verdict(self.run, self.dataset, self.probes, self.steps, quick)
@@ -100,17 +100,17 @@ class Judging:
                 return False
         return True
 
-    def _read(self) -> bool:
-        """Likelihoods where they are missing; False when asked to stop."""
+    def _read(self, quick: bool) -> bool:
+        """Likelihoods where they are missing; False when asked to stop. A quick look leaves the base's own answers out."""
         sheets = read_sheets(self.run, self.steps)
         asked_probes = counted(self.probes)
         taught = taught_by(self.dataset, asked_probes)
-        asked = questions_for(self.encoder, self.dataset, asked_probes, taught, sheets[0].texts)
+        asked = questions_for(self.encoder, self.dataset, asked_probes, taught, {} if quick else sheets[0].texts)
         taught_first = taught_first_tokens(self.encoder, taught, self.probes[0]["messages"])
 
         def is_missing(step: int, entry: Asked) -> bool:
             kept = sheets[step].forced.get(entry.probe)
-            return kept is None or kept.asked != entry.fingerprint
+            return kept is None or (kept.asked != entry.fingerprint and not (quick and kept.base_tokens))
 
         steps = [step for step in self.steps if any(is_missing(step, entry) for entry in asked)]
         entries = [entry for entry in asked if any(is_missing(step, entry) for step in self.steps)]
