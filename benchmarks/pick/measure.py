@@ -152,10 +152,12 @@ class _Measuring:
         rows = []
         for row, answer in zip(prompts, answers, strict=True):
             text = self.encoder.decode(answer.ids).strip()
-            # A rehearsal's model says nothing sensible, and its answers are as good as any other.
-            if text and (self.effort.most_probes or not is_stuck(text) and not speaks_of_itself(text)):
-                reply: dict[str, Any] = {"role": "assistant", "content": text}
-                rows.append({**row, "messages": [*row["messages"], reply if answer.ended else {**reply, "cut": True}]})
+            if self.effort.most_probes:  # a rehearsal's model may say nothing sensible, or nothing at all
+                text = text or "Well."
+            elif not text or is_stuck(text) or speaks_of_itself(text):
+                continue
+            reply: dict[str, Any] = {"role": "assistant", "content": text}
+            rows.append({**row, "messages": [*row["messages"], reply if answer.ended else {**reply, "cut": True}]})
         return rows
 
     def _recipe(self) -> Recipe:
