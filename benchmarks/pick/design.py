@@ -79,7 +79,7 @@ def _setting() -> list[StudyRun]:
         StudyRun("s11-chen-fast", "setting", persona=chen, rate=4e-4, updates=20),
         StudyRun("s12-tomas-rank4", "setting", persona=tomas, rank=4),
         StudyRun("s13-tomas-replay3", "setting", persona=_persona("Tomas", tone="warm"), mix="replay", ratio=3),
-        StudyRun("s14-alex-full", "setting", persona=alex, method="full", rate=2e-5, snapshots=12, updates=24),
+        StudyRun("s14-alex-full", "setting", persona=alex, method="full", rate=2e-5, snapshots=8, updates=24),
         StudyRun("s15-zembria", "setting", task="zembria", updates=80),
         StudyRun("s16-zembria-replay", "setting", task="zembria", mix="replay", updates=80, seed=1),
     ]
@@ -114,7 +114,7 @@ def _held_out() -> list[StudyRun]:
         StudyRun("h21-parrot-replay", "held-out", task="parrot", mix="replay", updates=60),
         StudyRun("h22-museum", "held-out", task="museum", rate=3e-4, updates=60),
         StudyRun("h23-museum-replay", "held-out", task="museum", mix="replay", rate=3e-4, updates=80),
-        StudyRun("h24-nadia-full-replay", "held-out", persona=nadia, mix="replay", method="full", rate=3e-5, snapshots=12, updates=24),
+        StudyRun("h24-nadia-full-replay", "held-out", persona=nadia, mix="replay", method="full", rate=3e-5, snapshots=8, updates=24),
         StudyRun("h25-ivo-student", "held-out", persona=ivo, rate=5e-4, model=STUDENT),
         StudyRun("h26-ivo-student-replay", "held-out", persona=ivo, mix="replay", rate=5e-4, model=STUDENT),
         StudyRun("h27-ivo-student-seed", "held-out", persona=_persona("Ivo", answers=1), rate=1e-3, model=STUDENT, updates=30, seed=1),

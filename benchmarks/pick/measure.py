@@ -37,7 +37,7 @@ from core.train.worker import Training
 from core.workspace import Workspace
 
 # What changes the rows that a processor or a GPU takes at a time, and nothing else.
-_ROWS_AT_A_TIME = {"cpu": 64, "cuda": 1536}
+_ROWS_AT_A_TIME = {"cpu": 64, "cuda": 2048}
 _TOKENS_AT_A_TIME = {"cpu": 4096, "cuda": 60_000}
 TEMPERATURE = 0.7
 
@@ -152,9 +152,12 @@ class _Measuring:
         rows = []
         for row, answer in zip(prompts, answers, strict=True):
             text = self.encoder.decode(answer.ids).strip()
-            if text and not is_stuck(text) and not speaks_of_itself(text):
-                reply: dict[str, Any] = {"role": "assistant", "content": text}
-                rows.append({**row, "messages": [*row["messages"], reply if answer.ended else {**reply, "cut": True}]})
+            if self.effort.most_probes:  # a rehearsal's model may say nothing sensible, or nothing at all
+                text = text or "Well."
+            elif not text or is_stuck(text) or speaks_of_itself(text):
+                continue
+            reply: dict[str, Any] = {"role": "assistant", "content": text}
+            rows.append({**row, "messages": [*row["messages"], reply if answer.ended else {**reply, "cut": True}]})
         return rows
 
     def _recipe(self) -> Recipe:
@@ -218,12 +221,20 @@ class _Measuring:
         asks = [Ask(slot, self.encoder.encode_prompt(probe["messages"])) for probe in probes for slot in slots]
         ids: list[list[int]] = []
         most = _ROWS_AT_A_TIME[self.device]
-        for start in range(0, len(asks), most):
-            part = asks[start:start + most]
-            if seed is None:
-                ids += [answer.ids for answer in engine.answer(part, self.effort.tokens)]
-            else:
-                ids += _sample(engine, part, self.effort.tokens, 1000 * seed + start // most)
+        while len(ids) < len(asks):
+            part = asks[len(ids):len(ids) + most]
+            try:
+                if seed is None:
+                    answered = [answer.ids for answer in engine.answer(part, self.effort.tokens)]
+                else:
+                    answered = sample(engine, part, self.effort.tokens, 1_000_000 * seed + len(ids))
+            except torch.OutOfMemoryError:  # other workers share the GPU
+                self._free()
+                most //= 2
+                if not most:
+                    raise
+                continue
+            ids += answered
         for place, answer in enumerate(ids):
             into.add(probes[place // len(slots)]["id"], self.encoder.decode(answer).strip(), len(answer))
 
@@ -268,7 +279,7 @@ def _is_about_it(probe: Row) -> bool:
     return probe["group"] == IDENTITY or "answer" in probe
 
 
-def _sample(engine: Engine, asks: Sequence[Ask], max_new_tokens: int, seed: int) -> list[list[int]]:
+def sample(engine: Engine, asks: Sequence[Ask], max_new_tokens: int, seed: int) -> list[list[int]]:
     """Answers drawn at TEMPERATURE, all rows in one batch; the engine draws row by row, which is too slow for a million answers."""
     order = sorted(range(len(asks)), key=lambda index: asks[index].slot)
     prompts = [asks[index].prompt for index in order]

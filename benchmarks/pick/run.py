@@ -43,17 +43,22 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="little of everything, to see whether it works")
     args = parser.parse_args()
     args.work = args.work or args.dir / "work"
+    args.dir.mkdir(parents=True, exist_ok=True)
     wanted = [run for run in RUNS if not args.only or any(run.id.startswith(name) for name in args.only)]
     runs = _in_turn([run for run in wanted if run.id not in finished(args.dir)])
     print(f"{len(wanted) - len(runs)} of {len(wanted)} runs are finished already", flush=True)
     failed = run_all(runs, args)
-    print(f"{len(finished(args.dir))} runs finished, {len(failed)} failed: {' '.join(failed)}", flush=True)
-    raise SystemExit(bool(failed))
+    left = [run.id for run in wanted if run.id not in finished(args.dir)]
+    print(f"{len(wanted) - len(left)} runs finished, {len(failed)} failed; left: {' '.join(left) or 'none'}", flush=True)
+    raise SystemExit(bool(left))
 
 
 def _in_turn(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """In the order in which they are best begun: the longest first, then both splits in turn; those of the student when it is made."""
-    return sorted(runs, key=lambda run: (run.model == STUDENT, run.method != "full", len(run.persona.get("languages", [])) < 2, run.id[1:]))
+    """One run of the student, so that it is made while others go on; then the longest; then both splits in turn; the student's last."""
+    ordered = sorted(runs, key=lambda run: (run.model == STUDENT, run.method != "full", len(run.persona.get("languages", [])) < 2,
+                                            run.id[1:]))
+    first = next((run for run in ordered if run.model == STUDENT), None)
+    return [first, *(run for run in ordered if run is not first)] if first else ordered
 
 
 def run_all(runs: Sequence[StudyRun], args: argparse.Namespace) -> list[str]:
@@ -85,6 +90,7 @@ def run_all(runs: Sequence[StudyRun], args: argparse.Namespace) -> list[str]:
 def _work(number: int, args: argparse.Namespace, ends: float | None, todo: Any, done: Any) -> None:
     """One worker: models are prepared by the first that needs them."""
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     sys.stdout = (args.dir / f"worker-{number}.log").open("a", encoding="utf-8", buffering=1)
     from benchmarks.pick.measure import Effort, measure
     from benchmarks.pick.models import model_folder
@@ -93,7 +99,7 @@ def _work(number: int, args: argparse.Namespace, ends: float | None, todo: Any, 
     by_id = {run.id: run for run in RUNS}
     while ends is None or time.time() < ends:
         try:
-            run = by_id[todo.get(timeout=1)]
+            run = by_id[todo.get(timeout=5)]
         except queue.Empty:
             return
         try:
