@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.data.library import IDENTITY
 from core.errors import StudioError
 from core.judge.remedy_recipes import has_replay, replay_source
 from core.judge.strengths import Scan, scans_of
@@ -176,13 +175,3 @@ def _comparable(workspace: Workspace, run: Run) -> list[Run]:
         except (StudioError, OSError, ValueError):
             continue  # half made, or of a version that wrote other recipes
     return found
-
-
-def is_identity_only(run: Run) -> bool:
-    """Whether nothing but identity rows was trained on."""
-    return all(source["groups"] == [IDENTITY] for source in run.dataset()["sources"])
-
-
-def dataset_of(run: Run) -> str:
-    """The dataset that a run was trained on, the first of several."""
-    return str(run.dataset()["sources"][0]["dataset"])
