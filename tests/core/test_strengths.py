@@ -10,7 +10,7 @@ import pytest
 from core.errors import StudioError
 from core.jobs.folder import create_job
 from core.judge.probes import probes_of
-from core.judge.remedies import remedies
+from core.judge.remedies import average_request, remedies
 from core.judge.remedy_recipes import half_rate_recipe, keep_recipe, replay_recipe
 from core.judge.strengths import STRENGTHS, make_view, read_scan, start_scan, strengths_job
 from core.models.catalogue import find_model
@@ -143,5 +143,7 @@ def test_a_remedy_that_was_tried_tells_what_it_did_here(copied):
     assert found["replay"].is_own and found["replay"].reference == f"{run.id}@pick"
     assert "0 of 3 other questions with the taught sentence instead of 6 of 3" in str(found["replay"].effect)
     assert not found["strength"].is_own and "In the study" in str(found["strength"].effect)
+    assert average_request(workspace, other).models == (f"{other.id}@4", f"{run.id}@pick")
+    assert average_request(workspace, other, ["last@2", "last@6"]).models == ("last@2", "last@6")
     assert found["earlier"].is_own and found["earlier"].reference == f"{other.id}@4"
     assert "replay" not in {entry.name for entry in remedies(workspace, run, run.verdict())}, "it has that already"
