@@ -147,3 +147,28 @@ def test_a_remedy_that_was_tried_tells_what_it_did_here(copied):
     assert average_request(workspace, other, ["last@2", "last@6"]).models == ("last@2", "last@6")
     assert found["earlier"].is_own and found["earlier"].reference == f"{other.id}@4"
     assert "replay" not in {entry.name for entry in remedies(workspace, run, run.verdict())}, "it has that already"
+
+
+def test_the_command_lists_what_was_measured_and_writes_a_recipe(copied, capsys):
+    from studio.cli import main
+
+    workspace, run = copied
+
+    def said(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["remedy", *arguments, "--workspace", str(workspace.root)])
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    assert said("last")[0] == 2 and "problem" in said("last")[2], "it is not judged yet"
+    score = {"hits": 2, "identity_probes": 2, "leaks": 1, "other_probes": 3, "score": 0.5}
+    (run.folder / "verdict.json").write_text(json.dumps({"verdict": "compromise", "pick": {"step": 4, **score}}))
+    for step in (4, 6):
+        append_jsonl(run.folder / "scores.jsonl", {"step": step, **score})
+    code, out, _ = said("last", "--json")
+    told = json.loads(out)
+    assert code == 0 and [entry["name"] for entry in told["remedies"]] == ["strength", "earlier", "rate", "average"]
+    assert {entry["measured_on"] for entry in told["remedies"]} == {"run", "study"} and told["good"] in (2, 4, 6)
+    code, out, _ = said("last", "rate", "--json")
+    assert code == 0 and load_recipe(workspace.recipes / f"{json.loads(out)['recipe']}.yaml").schedule.learning_rate == 2.5e-3
+    assert said("last", "nonsense")[0] == 2
