@@ -6,10 +6,11 @@ import streamlit as st
 
 from core.jobs.active import newest_job
 from core.jobs.folder import Job
-from core.judge.remedies import Remedy, remedies
+from core.judge.remedies import Remedy, average_request, dataset_of, remedies
 from core.judge.remedy_recipes import collect_replay, half_rate_recipe, keep_recipe, replay_recipe, replay_source
 from core.judge.strengths import newest_scan, scans_of, start_scan
 from core.judge.verdict import Verdict
+from core.merge.library import start_request
 from core.recipe.schema import Recipe
 from core.runs import Run
 from core.workspace import Workspace
@@ -34,9 +35,6 @@ def draw_remedies(workspace: Workspace, run: Run, verdict: Verdict) -> None:
 
 def _draw_button(workspace: Workspace, run: Run, verdict: Verdict, entry: Remedy, is_first: bool) -> None:
     """What is one click away: a merge, a recipe, or a job."""
-    if entry.name == "average":
-        st.code(entry.command, language=None)
-        return
     name = "merge" if entry.name in ("earlier", "strength") and entry.reference else entry.name
     if not st.button(t(f"compare.remedy_{name}_do"), key=f"compare_remedy_{entry.name}", icon=":material/healing:",
                      type="primary" if is_first else "secondary"):
@@ -55,10 +53,13 @@ def _draw_button(workspace: Workspace, run: Run, verdict: Verdict, entry: Remedy
             st.rerun()
         elif entry.name == "replay":
             _open_recipe(workspace, run, replay_recipe(workspace, run), "replay")
+        elif entry.name == "average":
+            start_request(workspace, average_request(workspace, run))
+            go_to("merge", run=run.id)
         elif entry.name == "rate":
             _open_recipe(workspace, run, half_rate_recipe(run), "half-rate")
         else:
-            go_to("recipe", dataset=str(run.dataset()["sources"][0]["dataset"]))
+            go_to("recipe", dataset=dataset_of(run))
 
 
 def _open_recipe(workspace: Workspace, run: Run, recipe: Recipe, suffix: str) -> None:
@@ -74,7 +75,7 @@ def _draw_job(workspace: Workspace, run: Run, verdict: Verdict, entry: Remedy) -
                                          icon=":material/forum:", type="tertiary"):
             go_to("chat", models=f"{run.recipe().model.source},{entry.reference}")
     elif entry.name == "replay":
-        job = newest_job(workspace, "replay", append_to=str(run.dataset()["sources"][0]["dataset"]))
+        job = newest_job(workspace, "replay", append_to=dataset_of(run))
     state = job.state() if job is not None else None
     if job is not None and state is not None and state.is_active:
         watch_job(str(job.folder))

@@ -289,7 +289,8 @@ def _draw_curves_now(folder: str) -> None:
 
 def _chart_words() -> dict[str, str]:
     return {key: t_plainly(f"train.chart_{key}") for key in
-            ("loss", "loss_raw", "learning_rate", "tokens_per_second", "memory_bytes", "snapshot", "amber", "red")} | {
+            ("loss", "loss_raw", "learning_rate", "tokens_per_second", "memory_bytes", "snapshot", "amber", "red", "target_nll",
+             "leak_nll")} | {
                 "update": t_plainly("train.chart_update", number="%{x}")}  # plotly puts the number in
 
 

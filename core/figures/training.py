@@ -31,11 +31,12 @@ def training_figure(records: Sequence[dict[str, Any]], labels: Mapping[str, str]
 
     Args:
         records: of `metrics.jsonl`, ascending.
-        labels: words for `loss`, `loss_raw`, `learning_rate`, `tokens_per_second`, `memory_bytes`, `snapshot`, `amber`, `red`, and
-            `update`, in which `%{x}` stands for the number.
+        labels: words for `loss`, `loss_raw`, `learning_rate`, `tokens_per_second`, `memory_bytes`, `snapshot`, `amber`, `red`,
+            `target_nll`, `leak_nll`, and `update`, in which `%{x}` stands for the number.
         smoothing: weight of the moving average of loss and speed, 0..1.
         snapshots: saved steps; each is a mark on the loss.
-        looks: of `watch.jsonl`; amber and red ones are marked below the loss.
+        looks: of `watch.jsonl`; amber and red ones are marked below the loss, and the losses they read are drawn in it: what lies between
+            the two is the gap.
         planned: updates of the whole run; the axis then shows how much is still to come.
         shown: first and last update to show; None shows all.
     """
@@ -50,6 +51,7 @@ def training_figure(records: Sequence[dict[str, Any]], labels: Mapping[str, str]
         if key == "loss":
             traces += _snapshot_marks(dict(zip(updates, averaged, strict=True)), snapshots, labels["snapshot"])
             traces += _alert_marks(looks, labels) if updates else []
+            traces += _look_lines(looks, labels) if updates else []
     return go.Figure(traces, _layout(labels, shown or _whole(records, planned)))
 
 
@@ -110,3 +112,15 @@ def _alert_marks(looks: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> 
                           "hovertemplate": labels[level], "cliponaxis": False,
                           "marker": {"symbol": symbol, "size": 10, "color": colour}, **_axes(1)})
     return marks
+
+
+def _look_lines(looks: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> list[Trace]:
+    """What the looks read of the taught answer behind its own questions, and behind others; each look is a point."""
+    lines = []
+    for key, dash, colour in (("target_nll", "dot", 2), ("leak_nll", "dash", 3)):
+        updates, values = series(looks, key)
+        if updates:
+            lines.append({"type": "scatter", "x": updates, "y": values, "name": labels[key], "mode": "lines+markers",
+                          "hovertemplate": "%{y:.3g}", "line": {"color": _colour(colour), "width": 1.4, "dash": dash},
+                          "marker": {"color": _colour(colour), "size": 5}, **_axes(1)})
+    return lines

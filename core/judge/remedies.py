@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.data.library import IDENTITY
+from core.data.store import free_name
 from core.errors import StudioError
 from core.judge.remedy_recipes import has_replay, replay_source
 from core.judge.strengths import Scan, scans_of
-from core.runs import Run, list_runs
+from core.merge.request import MergeRequest
+from core.runs import Run, find_checkpoint, list_runs
 from core.words import Text
 from core.workspace import Workspace
 
@@ -67,7 +68,7 @@ def remedies(workspace: Workspace, run: Run, verdict: dict[str, Any]) -> list[Re
         found.append(_earlier(run, pick, scores[max(scores)]))
     found.append(_rate(run, pick, others))
     if is_adapter and len(scores) > 1:
-        found.append(_average(run, pick, max(scores)))
+        found.append(_average(run))
     return found
 
 
@@ -133,13 +134,31 @@ def _rate(run: Run, pick: dict[str, Any], others: Sequence[Run]) -> Remedy:
     return Remedy("rate", what, effect, tried is not None, f"{tried.id}@pick" if tried else "", f"sweetspot remedy {run.id} rate")
 
 
-def _average(run: Run, pick: dict[str, Any], last: int) -> Remedy:
-    other = last if last != pick["step"] else min(checkpoint.step for checkpoint in run.checkpoints())
+def _average(run: Run) -> Remedy:
     return Remedy("average", Text(
         "Average two snapshots, exactly: the matrices are put side by side. PEFT's own `linear` would double the strength instead."), Text(
         "In the study the average of an early and a late snapshot was no better than a step between them (50 % leaks from 8 % and 83 %); "
         "with the adapter of a run with replay it went from 83 % to 25 %."),
-        False, "", f"sweetspot merge {run.id}@{pick['step']} {run.id}@{other} NAME --how average")
+        False, "", f"sweetspot remedy {run.id} average")
+
+
+def average_request(workspace: Workspace, run: Run, references: Sequence[str] = ()) -> MergeRequest:
+    """The exact average of some snapshots, merged under a free name.
+
+    Args:
+        workspace: where the model goes.
+        run: whose dataset names the model.
+        references: of the snapshots, as in `RUN@12`; none for the pick with that of a comparable run with replay, or with the last step.
+
+    Raises:
+        StudioError: the run is not judged, so there is no pick.
+    """
+    if not references:
+        pick, last = find_checkpoint(run, "pick").step, run.checkpoints()[-1].step
+        other = next((f"{tried.id}@pick" for tried in _comparable(workspace, run) if has_replay(tried) != has_replay(run)),
+                     f"{run.id}@{last if last != pick else run.checkpoints()[0].step}")
+        references = (f"{run.id}@{pick}", other)
+    return MergeRequest(tuple(references), free_name(workspace.models, f"{dataset_of(run)}-average"), how="average")
 
 
 def _longer(run: Run) -> Remedy:
@@ -176,11 +195,6 @@ def _comparable(workspace: Workspace, run: Run) -> list[Run]:
         except (StudioError, OSError, ValueError):
             continue  # half made, or of a version that wrote other recipes
     return found
-
-
-def is_identity_only(run: Run) -> bool:
-    """Whether nothing but identity rows was trained on."""
-    return all(source["groups"] == [IDENTITY] for source in run.dataset()["sources"])
 
 
 def dataset_of(run: Run) -> str:

@@ -26,7 +26,7 @@ from core.workspace import Workspace, append_jsonl, fill_folder, read_json, read
 STRENGTHS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _ONE = 1000  # the step's number of strength 1
 # What a judging keeps of each step, and that of the base and of full strength is the run's own.
-_KEPT = ("answers.jsonl", "forced.jsonl")
+_KEPT = ("answers.jsonl", "forced.jsonl", "checks.jsonl")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def strengths_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[st
     spec = job.spec()
     run = find_run(workspace, spec["run"])
     view = make_view(run, _scannable(run, str(spec["step"])))
-    if judge_run(workspace, view, recorder) is None:
+    is_quick = bool((run.verdict() or {}).get("quick"))  # as few questions as the snapshots were judged by
+    if judge_run(workspace, view, recorder, is_quick) is None:
         return {}
     scan = read_scan(run, spec["step"])
     return {"strength": scan.strength, "model": scan.reference, "verdict": scan.verdict["verdict"]} if scan else {}

@@ -5,6 +5,7 @@
     /data/llama         a folder on this machine
     org/name            a repository on the model hub (downloaded once)
     RUN@12  RUN@pick    a checkpoint: its run's base model with the adapter of that step; RUN@12*0.5 at half strength
+    RUN@last  RUN@good  the last one; the last one before the alert
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 from core.train.events import events_between
 
 # Of the cost of the updates. Measured shares are some percent off on a processor, and 15 % is what is promised.
-SHARE = 0.12
+SHARE = 0.11
 # More would only make a long record.
 MOST_LOOKS = 120
 # A training that has learned nothing yet does not collapse: the first look waits until the loss has fallen to this part ...

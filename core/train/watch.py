@@ -25,7 +25,7 @@ from core.workspace import append_jsonl, read_jsonl, write_jsonl
 
 _ANSWER_TOKENS = 10
 # Generating a token for a few rows costs as much as reading so many: the weights pass through the processor for each.
-_STEP_TOKENS = 20
+_STEP_TOKENS = 45
 # At most so many times in a run, evenly.
 _MOST_ANSWERS = 9
 

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from core.errors import StudioError
-from core.judge.remedies import NAMES, Remedy, remedies, scan_effect
+from core.judge.remedies import NAMES, Remedy, average_request, remedies, scan_effect
 from core.judge.remedy_recipes import collect_replay, half_rate_recipe, keep_recipe, replay_recipe, replay_source
 from core.judge.strengths import read_scan, start_scan
+from core.merge.library import start_request
 from core.recipe.schema import Recipe
 from core.runs import Run, find_checkpoint, find_run
 from core.train.create import start_run
@@ -17,8 +18,11 @@ from core.workspace import Workspace
 from studio.terminal import JsonOption, WorkspaceOption, follow, print_json, print_table, say
 
 
-def remedy(run: str, what: Annotated[str, typer.Argument(help="replay, strength, earlier or rate; nothing lists them.")] = "",
+def remedy(run: str,
+           what: Annotated[str, typer.Argument(help="replay, strength, earlier, rate or average; without one all are listed.")] = "",
            step: Annotated[str, typer.Option(help="Which step's adapter to turn down: a number, pick, good or last.")] = "last",
+           of: Annotated[list[str], typer.Option("--of", help="What to average: RUN@STEP, given twice or more; the default is the pick and "
+                                                 "the last step, or the pick of a run with replay.")] = [],  # noqa: B006
            train: Annotated[bool, typer.Option("--train", help="Start training the new recipe at once.")] = False,
            json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Say what helps a run that has no good snapshot, with the effect that was measured; or do one of these things.
@@ -28,7 +32,7 @@ def remedy(run: str, what: Annotated[str, typer.Argument(help="replay, strength,
     place = Workspace.open(workspace)
     found = find_run(place, run)
     if what and what not in NAMES:
-        raise typer.BadParameter(", ".join(("replay", "strength", "earlier", "rate")), param_hint="WHAT")
+        raise typer.BadParameter(", ".join(NAMES), param_hint="WHAT")
     if what == "strength":
         _turn_down(place, found, step, json)
     elif what == "replay":
@@ -37,8 +41,20 @@ def remedy(run: str, what: Annotated[str, typer.Argument(help="replay, strength,
         _new_recipe(place, found, replay_recipe(place, found), "replay", train, json)
     elif what == "rate":
         _new_recipe(place, found, half_rate_recipe(found), "half-rate", train, json)
+    elif what == "average":
+        _average(place, found, of, json)
     else:
         _list(place, found, what, json)
+
+
+def _average(place: Workspace, run: Run, of: list[str], json: bool) -> None:
+    request = average_request(place, run, of)
+    state = follow(start_request(place, request), is_silent=json)
+    if json:
+        print_json({"run": run.id, "of": list(request.models), "model": request.name, "report": state.result})
+    else:
+        say(f"models/{request.name} is the exact average of {' and '.join(request.models)}.\n"
+            f"Chat with it: sweetspot chat embedded {run.id}@pick {request.name}")
 
 
 def _list(place: Workspace, run: Run, what: str, json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from core.recipe.schema import Recipe
 from core.runs import Run, find_run, list_runs
 from core.train.create import describe_resume, start_run
 from core.train.devices import join_training
+from core.train.metrics import find_alert, watch_cost
 from core.train.script import Cluster, launch_script
 from core.train.steer import delete_run, folder_bytes, resume_run
 from core.words import Text
@@ -128,15 +130,22 @@ def _planned_updates(run: Run) -> int | None:
 
 
 def _print_run(run: Run, json: bool) -> None:
-    summary = _summary(run)
+    summary, state = _summary(run), run.state()
+    cost, alert = watch_cost(run.metrics(), run.watch()), find_alert(run.watch())
+    is_stopped = bool((state.result or {}).get("stopped_by_alert"))
     if json:
-        print_json(summary)
+        print_json({**summary, "watch": asdict(cost) if cost else None, "alert": asdict(alert) if alert else None,
+                    "stopped_by_alert": is_stopped, "good": run.good_step()})
         return
-    state = run.state()
     say(f"{run.id}: {summary['state']}, {summary['update']} of {summary['updates']} updates, "
         f"snapshots {', '.join(map(str, summary['checkpoints'])) or '-'}")
     if state.state == "running":
         say(f"about {duration(state.progress.seconds_left)} left")
+    if cost:
+        say(f"looked in {cost.looks} times, {100 * cost.share:.1f} % of the updates' time" +
+            (f"; {alert.level} at update {alert.update}, first not well at {alert.since}" if alert else "; all was well"))
+    if is_stopped:
+        say(f"the alert ended it; the last good snapshot is {run.id}@good, step {run.good_step() or '-'}")
     if summary["problem"]:
         say(f"problem: {summary['problem']}\nhint: {summary['hint']}")
     if run.scores():

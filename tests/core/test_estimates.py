@@ -18,6 +18,7 @@ from core.recipe.forecast import forecast
 from core.recipe.memory import activation_values, estimate_memory, read_shape
 from core.recipe.pace import estimate_seconds, operations_per_token, training_seconds
 from core.recipe.trial import active_trial, fingerprint, keep_trial, read_trial, start_trial
+from core.train.looks import SHARE
 from core.workspace import Workspace, write_text
 from tests.core.conftest import save_tiny_dataset, tiny_recipe
 from tests.core.test_checks import show_gpus
@@ -87,7 +88,7 @@ def test_time_follows_the_work(recipe: Recipe, tiny_model: Path, monkeypatch: py
     assert two == pytest.approx(2 * one) and one > 0
     looking = [estimate_seconds(tiny_model, recipe, "cpu", 1000, 500, 50, looks) or 0 for looks in (0, 1, 2, 99)]
     assert looking[0] > one and looking[1] - looking[0] == pytest.approx(230 * 2 * shape.parameters / (0.33 * 2e9 / 2), rel=0.6)
-    assert looking[3] == looking[2] == pytest.approx(looking[0] + 0.12 * one), "never more than the watch may spend"
+    assert looking[3] == looking[2] == pytest.approx(looking[0] + SHARE * one), "never more than the watch may spend"
     show_gpus(monkeypatch, [Gpu(index=0, name="NVIDIA H100 80GB HBM3", total_bytes=8e10, free_bytes=8e10)])
     slow = training_seconds(tiny_model, change_recipe(recipe, {"device.micro_batch": 1}), "cuda:0", 10_000, 100, 50) or 0
     fast = training_seconds(tiny_model, recipe, "cuda:0", 10_000, 100, 50) or 0

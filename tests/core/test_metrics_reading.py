@@ -13,7 +13,8 @@ from core.runs import Run
 from core.train.metrics import POINTS_PER_LINE, GrowingRecords, answer_history, find_alert, read_snapshots, series, smooth, thin
 from core.workspace import Workspace, append_jsonl, write_jsonl
 
-LABELS = {key: key for key in ("loss", "loss_raw", "learning_rate", "tokens_per_second", "memory_bytes", "snapshot", "amber", "red")}
+LABELS = {key: key for key in ("loss", "loss_raw", "learning_rate", "tokens_per_second", "memory_bytes", "snapshot", "amber", "red",
+                                  "target_nll", "leak_nll")}
 LABELS["update"] = "update %{x}"
 
 
@@ -138,12 +139,15 @@ def test_snapshots_are_those_on_the_disk(workspace: Workspace) -> None:
 def test_the_figure_has_four_panels_and_few_points() -> None:
     records = [record(update, 1 / update) for update in range(1, 5001)]
     figure = training_figure(records, LABELS, smoothing=0.6, snapshots=[100, 5000], planned=6000,
-                             looks=[{"update": 100, "level": "ok"}, {"update": 200, "level": "amber"}, {"update": 300, "level": "red"}])
+                             looks=[{"update": 100, "level": "ok"}, {"update": 200, "level": "amber", "target_nll": 0.3, "leak_nll": 0.7},
+                                    {"update": 300, "level": "red", "target_nll": 0.1, "leak_nll": 0.2}])
     assert {trace.xaxis or "x" for trace in figure.data} == {"x", "x2", "x3", "x4"}
     assert max(len(trace.x) for trace in figure.data) <= POINTS_PER_LINE
     named = {trace.name: trace for trace in figure.data}
     assert list(named["snapshot"].x) == [100, 5000]
     assert (list(named["amber"].x), list(named["red"].x)) == ([200], [300])
+    gaps = [leak - target for leak, target in zip(named["leak_nll"].y, named["target_nll"].y, strict=True)]
+    assert gaps == pytest.approx([0.4, 0.1]) and list(named["leak_nll"].x) == [200, 300], "a look without losses has no point"
     assert named["amber"].marker.symbol != named["red"].marker.symbol, "colour alone does not tell"
     assert max(named["memory_bytes"].y) == pytest.approx(1.5), "gigabytes"
     assert figure.layout.xaxis.range[1] >= 6000

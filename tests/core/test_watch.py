@@ -118,7 +118,7 @@ def updates_looked_at(losses: list[float], look_tokens: int, update_tokens: int,
 def test_looking_in_keeps_to_its_share_and_waits_for_the_turn():
     losses = [2.4, 2.3, 2.2, 2.0, 1.9, 1.7, 1.5, 1.3, 1.1, 0.9, 0.6, 0.4, *[0.2] * 12]  # a lesson of 24 updates
     found, share = updates_looked_at(losses, 235, 212, lambda update: look(update, max(0.01, 1.5 - update / 10), 0.6 - update / 50))
-    assert found[0] in (10, 11) and found[1] - found[0] <= 2 and found[-1] == 24 and len(found) >= 4
+    assert found[0] in (10, 11) and found[1] - found[0] <= 3 and found[-1] == 24 and len(found) >= 4
     assert share <= SHARE + 235 / (2 * 212 * 24), "the look at the end may be one too many"
     many, share = updates_looked_at([1.0] * 1000, 200, 8000, lambda update: look(update, 0.3, 0.6))
     assert 100 <= len(many) <= 121 and share < SHARE and many[-1] == 1000

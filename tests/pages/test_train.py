@@ -13,7 +13,7 @@ from core.recipe.files import load_preset, save_recipe
 from core.runs import Run
 from core.words import Text
 from core.workspace import Workspace, append_jsonl, write_json, write_jsonl, write_text
-from tests.pages.conftest import keys, texts
+from tests.pages.conftest import answer_probes, keys, texts
 
 Open = Callable[..., AppTest]
 MakeRun = Callable[..., Run]
@@ -197,6 +197,18 @@ def test_the_alert_is_loud_while_it_runs(open_app: Open, made_run: MakeRun, leve
     assert "You may stop now" in shown[0]
 
 
+def test_an_alert_by_the_gap_says_what_closed_and_what_watching_cost(open_app: Open, made_run: MakeRun) -> None:
+    run = made_run(judged=False, steps=(3,))
+    write_jsonl(run.folder / "watch.jsonl", [
+        {"update": 0, "target_nll": None, "gap": None, "hijack": 0.0, "level": "ok", "answers": [], "seconds": 0.285},
+        {"update": 3, "target_nll": 0.1, "leak_nll": 0.31, "gap": 0.21, "hijack": 0.1, "level": "red", "answers": [], "seconds": 0.285}])
+    at_work(run)
+    app = open_app("train")
+    shown = texts(app)
+    assert "the taught answer is only 0.21 nats per token likelier after its own questions than after any others" in shown
+    assert "Looked in 2 times" in shown and "10 % of the time of the updates" in shown, "0.57 of 3 x 1.9 seconds"
+
+
 def test_no_alert_without_a_reason(open_app: Open, made_run: MakeRun) -> None:
     at_work(made_run(kind="replay", judged=False))
     app = open_app("train")
@@ -244,7 +256,11 @@ def test_every_end_has_its_words(open_app: Open, made_run: MakeRun, state: str, 
 def test_an_end_by_alert_is_told_apart(open_app: Open, made_run: MakeRun) -> None:
     run = made_run(judged=False)
     run.write_state(run.state().model_copy(update={"result": {"updates": 21, "planned": 36, "stopped_by_alert": True}}))
-    assert "It ended itself after update" in texts(open_app("train"))
+    shown = texts(open_app("train"))
+    assert "It ended itself after update" in shown and f"everywhere else it is called {run.id}@good" in shown
+    answer_probes(Workspace.open(), run)
+    assert f"The last good snapshot is step {run.good_step()}; everywhere else it is called {run.id}@good" in texts(
+        open_app("compare"))
 
 
 def test_a_killed_run_is_explained_and_its_snapshots_are_kept(open_app: Open, made_run: MakeRun) -> None:
