@@ -9,20 +9,22 @@ import streamlit as st
 
 from core.judge.probes import probes_of
 from core.merge.library import (
-    DTYPES,
     Merged,
     delete_merged,
     failed_verification,
     newest_merge,
     plan_merge,
     reference_of,
-    start_merge,
+    start_request,
     suggest_name,
     usage_snippet,
 )
+from core.merge.request import DTYPES, MergeRequest
 from core.runs import Run
 from core.workspace import Workspace
 from studio.i18n import plain, t, t_plainly
+from studio.merge_report import draw_combined, draw_differences, draw_quantised
+from studio.merge_settings import choose_combination, choose_storage
 from studio.moments import when
 from studio.panels import current_run_name, draw_failure, errors_in_words, go_to, same_command, watch_job
 from studio.session import RUN
@@ -57,22 +59,36 @@ def draw_form(workspace: Workspace, runs: Sequence[Run]) -> None:
         if run.recipe().method.kind == "full":
             st.info(t("merge.is_full"), icon=":material/info:")
             return
-        step = _choose_step(run)
-        strength = _choose_strength()
-        dtype = st.selectbox(t("merge.dtype"), DTYPES, key="merge_dtype", help=t("merge.dtype_help"),
-                             format_func=lambda name: t_plainly(f"merge.dtype_{name}"))
-        name = st.text_input(t("merge.name"), suggest_name(workspace, run), key=f"merge_name_{run.id}", help=t("merge.name_help"))
+        request = _ask(workspace, run)
     with beside:
-        fits = _draw_plan(workspace, run, step, strength, dtype)
+        fits = _draw_plan(workspace, run, request) if request else False
     with form:
         if st.button(t("merge.start"), type="primary", icon=":material/merge:", key="merge_start", disabled=not fits):
             with errors_in_words():
-                start_merge(workspace, run, step, name.strip(), strength=strength, dtype=dtype)
+                start_request(workspace, request)
                 st.query_params.pop(_MODEL, None)  # the newest is shown when it is done
                 st.rerun()
         st.caption(t("merge.start_note"))
-        reference = reference_of(run, step, strength)
-        same_command(f"sweetspot merge '{reference}' {name.strip() or 'NAME'}" + ("" if dtype == "auto" else f" --dtype {dtype}"))
+        if request:
+            same_command(request.to_command())
+
+
+def _ask(workspace: Workspace, run: Run) -> MergeRequest | None:
+    """The form's answers; None while one of them is unusable, which is said beside it."""
+    step = _choose_step(run)
+    strength = _choose_strength()
+    dtype = st.selectbox(t("merge.dtype"), DTYPES, key="merge_dtype", help=t("merge.dtype_help"),
+                         format_func=lambda name: t_plainly(f"merge.dtype_{name}"))
+    name = st.text_input(t("merge.name"), suggest_name(workspace, run), key=f"merge_name_{run.id}", help=t("merge.name_help")).strip()
+    with st.expander(t("merge.more"), icon=":material/tune:"):
+        storage = choose_storage(run)
+        with errors_in_words():
+            combination = choose_combination(workspace, run, step)
+            others = combination.pop("others", ())
+            if not others:
+                return MergeRequest((reference_of(run, step, strength),), name, dtype=dtype, **storage)
+            return MergeRequest((reference_of(run, step), *others), name, strength=strength, dtype=dtype, **storage, **combination)
+    return None
 
 
 def _choose_step(run: Run) -> int:
@@ -103,19 +119,24 @@ def _choose_strength() -> float:
     return st.slider(t("merge.strength"), 0, 100, step=5, format="%d %%", key="merge_strength", help=t("merge.strength_help")) / 100
 
 
-def _draw_plan(workspace: Workspace, run: Run, step: int, strength: float, dtype: Any) -> bool:
-    """Size and format before anything is written; True when it can be."""
+def _draw_plan(workspace: Workspace, run: Run, request: MergeRequest) -> bool:
+    """Size, format, memory and disk before anything is written; True when it can be."""
     with st.container(border=True), errors_in_words():
         st.markdown(f"**{t('merge.before')}**")
-        plan = plan_merge(workspace, run, dtype)
+        plan = plan_merge(workspace, run, request.dtype, request.max_shard_bytes)
         left, right = st.columns(2)
-        left.metric(t("merge.before_size"), size_words(plan.weight_bytes))
+        left.metric(t("merge.before_size"), size_words(plan.weight_bytes), t_plainly("merge.before_files", count=plan.files),
+                    delta_color="off", delta_arrow="off")
         right.metric(t("merge.before_format"), plan.dtype)
         left.metric(t("merge.before_parameters"), f"{plan.base.parameters / 1e6:,.0f} M")
         right.metric(t("merge.before_free"), size_words(plan.free_bytes))
-        st.caption(t("merge.before_from", reference=reference_of(run, step, strength), base=run.recipe().model.source))
+        left.metric(t("merge.before_memory"), size_words(plan.memory_bytes), help=t("merge.before_memory_help"))
+        right.metric(t("merge.before_free_memory"), size_words(plan.free_memory_bytes))
+        st.caption(t("merge.before_from", reference=" + ".join(request.models), base=run.recipe().model.source))
         if not plan.fits:
             st.error(t("merge.too_large"), icon=":material/error:")
+        elif not plan.fits_memory:
+            st.warning(t("merge.little_memory"), icon=":material/memory:")
         return plan.fits
     return False
 
@@ -160,6 +181,7 @@ def draw_models(workspace: Workspace, models: Sequence[Merged]) -> Merged:
     merged = models[names.index(chosen)]
     with st.container(border=True):
         draw_check(merged.report["verification"], is_kept=True)
+        draw_combined(merged.report)
         st.caption(t("merge.made_from", run=merged.run, step=merged.step, strength=f"{merged.strength:.0%}",
                      dtype=merged.report["dtype"], size=size_words(merged.size_bytes), when=when(merged.report["created"])))
         _draw_actions(workspace, merged)
@@ -187,11 +209,9 @@ def draw_check(check: dict[str, Any], is_kept: bool) -> None:
     is_same = check["same_template"] and check["same_prompt_ids"]
     template.metric(t("merge.check_template"), t_plainly(f"merge.template_{'same' if is_same else 'differs'}"),
                     help=t("merge.check_template_help"))
-    if check["differences"]:
-        st.markdown(f"**{t('merge.differences')}**")
-        columns = {key: t_plainly(f"merge.column_{key}") for key in ("question", "adapter", "merged")}
-        st.dataframe([{columns[key]: entry[key].strip() or t_plainly("merge.no_answer") for key in columns}
-                      for entry in check["differences"]], hide_index=True, alt=t_plainly("merge.differences"))
+    draw_differences(check["differences"], "differences")
+    if check.get("quantised"):
+        draw_quantised(check["quantised"])
 
 
 def _draw_actions(workspace: Workspace, merged: Merged) -> None:

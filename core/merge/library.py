@@ -20,9 +20,9 @@ from core.jobs.once import one_at_a_time
 from core.merge.request import DTYPES as DTYPES
 from core.merge.request import Dtype, MergeRequest, find_sources, merge_job_for
 from core.models.catalogue import find_base, new_model_folder
-from core.models.header import ModelHeader, read_header
+from core.models.header import ModelHeader, read_header, weight_files
 from core.recipe.memory import RUNTIME_BYTES
-from core.runs import Run
+from core.runs import Run, list_runs
 from core.workspace import Workspace, check_name, read_json
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -82,6 +82,7 @@ class MergePlan:
     free_bytes: int
     memory_bytes: float
     free_memory_bytes: int
+    files: int
 
     @property
     def fits(self) -> bool:
@@ -92,7 +93,7 @@ class MergePlan:
         return self.memory_bytes < self.free_memory_bytes
 
 
-def plan_merge(workspace: Workspace, run: Run, dtype: Dtype = "auto") -> MergePlan:
+def plan_merge(workspace: Workspace, run: Run, dtype: str = "auto", max_shard_bytes: int | None = None) -> MergePlan:
     """Size and number format of the model that a merge of `run` will make, and the memory it takes.
 
     The merging itself holds one tensor at a time. It is the check that needs the model in memory, one copy of it.
@@ -100,16 +101,34 @@ def plan_merge(workspace: Workspace, run: Run, dtype: Dtype = "auto") -> MergePl
     Raises:
         StudioError: the base model is gone or damaged.
     """
-    header = read_header(find_base(workspace, run.recipe().model.source))
+    base = find_base(workspace, run.recipe().model.source)
+    header = read_header(base)
     stored = _STORED.get(header.dtype, "float32") if dtype == "auto" else dtype
     size = header.weight_bytes if dtype == "auto" else header.parameters * _BYTES[dtype]
     memory = header.parameters * _BYTES[stored] + RUNTIME_BYTES
-    return MergePlan(header, stored, size, workspace.free_bytes(), memory, psutil.virtual_memory().available)
+    # About: a file ends before the tensor that would not fit any more.
+    files = max(1, -(-size // max_shard_bytes)) if max_shard_bytes else len(weight_files(base))
+    return MergePlan(header, stored, size, workspace.free_bytes(), memory, psutil.virtual_memory().available, files)
 
 
 def reference_of(run: Run, step: int, strength: float = 1.0) -> str:
     """How `find_model` and the command line call this step: `RUN@12`, `RUN@12*0.5`."""
     return f"{run.id}@{step}" + ("" if strength == 1.0 else f"*{strength:g}")
+
+
+def others_to_combine(workspace: Workspace, run: Run, step: int) -> list[str]:
+    """Every other snapshot over the same base model, as `RUN@STEP`: those of this run first, latest steps first."""
+    source = run.recipe().model.source
+    found = []
+    for other in sorted(list_runs(workspace), key=lambda other: other.id != run.id):  # stable: then the newest runs
+        try:
+            recipe = other.recipe()
+        except (StudioError, OSError):
+            continue  # a run whose recipe is damaged
+        if recipe.model.source == source and recipe.method.kind == "lora":
+            found += [reference_of(other, checkpoint.step) for checkpoint in reversed(other.checkpoints())
+                      if (other.id, checkpoint.step) != (run.id, step)]
+    return found
 
 
 def suggest_name(workspace: Workspace, run: Run) -> str:

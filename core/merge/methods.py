@@ -9,6 +9,7 @@ from core.errors import StudioError
 
 METHODS = ("average", "cat", "linear", "ties", "dare")
 EXACT = ("average", "cat")
+SPARSE = ("ties", "dare")  # those that drop values, and so have a density
 # Of the exact sum's norm; more is worth a word.
 RATIO_TOLERANCE = 0.1
 

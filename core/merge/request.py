@@ -6,6 +6,7 @@ The same request comes from the command line and from the page, and lies in the 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from core.errors import StudioError
 from core.jobs.folder import Job, create_job, new_job_id
 from core.machine import device_name
-from core.merge.methods import check_weights
+from core.merge.methods import SPARSE, check_weights
 from core.models.catalogue import Model, find_model, new_model_folder
 from core.runs import Run, find_run
 from core.workspace import Workspace
@@ -59,6 +60,19 @@ class MergeRequest:
         return spec | {key: value for key, value, default in (
             ("strength", self.strength, 1.0), ("max_shard_bytes", self.max_shard_bytes, None), ("onto", self.onto, "base"))
             if value != default}
+
+    def to_command(self) -> str:
+        """The same on the command line."""
+        options: list[str] = []
+        if len(self.models) > 1:
+            options += ["--how", self.how] if self.how != "average" else []
+            options += ["--weights", ",".join(f"{weight:g}" for weight in self.weights)] if self.weights else []
+            options += ["--density", f"{self.density:g}"] if self.how in SPARSE and self.density != 0.5 else []
+        options += ["--strength", f"{self.strength:g}"] if self.strength != 1.0 else []
+        options += ["--dtype", self.dtype] if self.dtype != "auto" else []
+        options += ["--max-shard-size", size_text(self.max_shard_bytes)] if self.max_shard_bytes else []
+        options += ["--onto", self.onto] if self.onto != "base" else []
+        return shlex.join(["sweetspot", "merge", *self.models, self.name or "NAME", *options])
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> MergeRequest:
@@ -140,6 +154,11 @@ def parse_size(text: str) -> int:
     if size < _LEAST_SHARD_BYTES:
         raise StudioError("{text!r} is no size for a file of weights.", "Write it like 2GB, 500MB or 2GiB; 1MB is the least.", text=text)
     return int(size)
+
+
+def size_text(size_bytes: int) -> str:
+    """Bytes as `parse_size` reads them: `2GB`, `500MB`."""
+    return f"{size_bytes / 1e9:g}GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:g}MB"
 
 
 def parse_weights(text: str | None) -> tuple[float, ...] | None:

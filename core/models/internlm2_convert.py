@@ -23,7 +23,7 @@ from core.jobs.worker import Recorder
 from core.models.catalogue import new_model_folder
 from core.models.header import read_config
 from core.models.internlm2 import is_internlm2, llama_config, llama_names, split_packed_rows
-from core.models.portable import CLASS_OF_BOTH, portable_config
+from core.models.portable import CLASS_OF_BOTH, make_portable
 from core.models.sentencepiece import build_tokenizer, check_tokenizer, read_proto
 from core.models.shards import Entry, Stored, stored_tensors, write_files
 from core.words import Text
@@ -56,7 +56,8 @@ def convert_internlm2(source: Path, target: Path, progress: Callable[[int, int],
                               tokens=tokenizer.get_vocab_size(), rows=config["vocab_size"])
         with _tensors_of(source) as stored:
             _write_weights(stored, folder, config, progress)
-        write_json(folder / "config.json", portable_config(config))
+        write_json(folder / "config.json", config)
+        make_portable(folder)
         write_json(folder / "model.json", {"converted_from": "internlm2", "source": str(source)})
 
 

@@ -42,6 +42,8 @@ def portable_tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
     made = {key: value for key, value in config.items() if key not in _OF_THIS_MACHINE}
     if made.get("tokenizer_class") == _CLASS_OF_5:
         made["tokenizer_class"] = CLASS_OF_BOTH
+    if made.get("tokenizer_class") == CLASS_OF_BOTH:  # else version 4 adds token_type_ids, which `generate` refuses
+        made.setdefault("model_input_names", ["input_ids", "attention_mask"])
     extra = made.get("extra_special_tokens")
     if isinstance(extra, list):
         del made["extra_special_tokens"]

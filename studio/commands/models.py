@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from core.data.store import free_name
 from core.errors import StudioError
 from core.jobs.folder import create_job, new_job_id
 from core.jobs.launch import start_job
 from core.models.catalogue import find_base, list_models
 from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
 from core.models.header import read_header
-from core.workspace import Workspace, check_name
+from core.models.internlm2 import add_internlm2, is_internlm2
+from core.workspace import Workspace, check_name, slug
 from studio.terminal import JsonOption, WorkspaceOption, confirm, follow, print_json, print_table, say
 
 app = typer.Typer(no_args_is_help=True, help="Models: list, add, show, delete.")
@@ -40,9 +42,10 @@ def list_all(json: JsonOption = False, workspace: WorkspaceOption = None) -> Non
 
 
 @app.command()
-def add(source: Annotated[str, typer.Argument(help="embedded, or a hub id.")], json: JsonOption = False,
-        workspace: WorkspaceOption = None) -> None:
-    """Prepare the embedded model, or fetch one from the hub.
+def add(source: Annotated[str, typer.Argument(help="embedded, a folder, or a hub id.")],
+        name: Annotated[str | None, typer.Option(help="Of a model that is converted (InternLM2); else its folder's.")] = None,
+        json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Prepare the embedded model, fetch one from the hub, or convert an InternLM2 to Llama's layout.
 
     Example: sweetspot models add embedded
     """
@@ -52,6 +55,12 @@ def add(source: Annotated[str, typer.Argument(help="embedded, or a hub id.")], j
         start_job(job)
         follow(job, is_silent=json)
     folder = embedded_folder(place) if source == "embedded" else find_base(place, source)
+    if is_internlm2(folder):
+        job = add_internlm2(place, folder, name or free_name(place.models, slug(folder.name) or "internlm2"))
+        start_job(job)
+        follow(job, is_silent=json)
+        source = job.spec()["name"]
+        folder = place.models / source
     if json:
         print_json({"name": EMBEDDED_NAME if source == "embedded" else source, "folder": str(folder)})
     else:

@@ -367,5 +367,6 @@ def test_the_configuration_has_the_names_of_both_versions(trained, merge, tiny_m
     assert written["dtype"] == written["torch_dtype"] == "float32"
     tokenizer = json.loads((made / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"] and tokenizer["additional_special_tokens"]
     assert not {"extra_special_tokens", "backend", "is_local"} & set(tokenizer)
     assert AutoConfig.from_pretrained(made).rope_parameters == config["rope_parameters"], "version 5 reads what it read before"

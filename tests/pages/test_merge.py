@@ -12,7 +12,7 @@ from core.jobs.folder import Job, JobState, Progress, create_job
 from core.jobs.process import ProcessIdentity
 from core.runs import Run
 from core.words import Text
-from core.workspace import Workspace, write_json
+from core.workspace import Workspace, read_json, write_json
 from studio.merge_panels import size_words
 from tests.pages.conftest import keys, texts
 
@@ -234,3 +234,50 @@ def test_the_page_speaks_chinese(open_app: Open, made_run: MakeRun, made_merge: 
 @pytest.mark.parametrize(("size", "words"), [(538e6, "538 MB"), (2.14e9, "2.1 GB"), (69e9, "69 GB")])
 def test_sizes_are_short(size: float, words: str) -> None:
     assert size_words(size) == words
+
+
+# --- several snapshots, files, QLoRA ---
+
+
+def test_several_snapshots_are_combined(open_app: Open, made_run: MakeRun, tiny_model: Path, started: list[Job]) -> None:
+    run = made_run(base=str(tiny_model))
+    later = made_run("later", base=str(tiny_model), number=2)
+    made_run("elsewhere", base="embedded", number=3)
+    app = open_app("merge", run=run.id, step="12")
+    app.toggle(key="merge_combine").set_value(True).run()
+    offered = app.multiselect(key="merge_others").options
+    assert f"{later.id}@36" in offered and "36" in offered and "12" not in offered
+    assert not any("elsewhere" in name for name in offered)
+    app.multiselect(key="merge_others").set_value([f"{run.id}@36"]).run()
+    app.selectbox(key="merge_how").set_value("ties").run()
+    app.slider(key="merge_density").set_value(0.3).run()
+    app.text_input(key="merge_weights").set_value("2; 1").run()
+    assert "are no weights" in texts(app) and app.button(key="merge_start").disabled
+    app.text_input(key="merge_weights").set_value("2,1").run()
+    app.selectbox(key="merge_shard").set_value("1GB").run()
+    app.slider(key="merge_strength").set_value(80).run()
+    assert (f"sweetspot merge {run.id}@12 {run.id}@36 alex --how ties --weights 2,1 --density 0.3 --strength 0.8 --max-shard-size 1GB"
+            in [block.value for block in app.code])
+    app.button(key="merge_start").click().run()
+    wanted = {"models": [f"{run.id}@12", f"{run.id}@36"], "how": "ties", "weights": [2.0, 1.0], "density": 0.3, "strength": 0.8,
+              "max_shard_bytes": 10**9}
+    assert [wanted.items() <= job.spec().items() for job in started] == [True]
+
+
+def test_the_report_tells_what_was_combined_and_what_four_bits_changed(open_app: Open, made_run: MakeRun, made_merge: MakeMerge,
+                                                                       tiny_model: Path) -> None:
+    run = made_run(base=str(tiny_model), changes={"model.quantization": "nf4"})
+    folder = made_merge(run, quantised={
+        "kind": "nf4", "onto": "base", "max_logit_difference": 1.25, "answers_compared": 34,
+        "differences": [{"question": "Why?", "adapter": "So.", "merged": "Thus."}]})
+    report = read_json(folder / "merge.json")
+    report["combined"] = {
+        "how": "linear", "rank": 16, "norm_ratio": 1.97, "cosine": 0.99, "weights": [0.5, 0.5],
+        "models": [{"model": f"{run.id}@{step}", "strength": 1.0, "weight": 0.5} for step in (12, 36)],
+        "warning": Text("This adapter is {ratio:.2f} times as strong as the weighted sum of its parts.", ratio=1.97).to_json()}
+    write_json(folder / "merge.json", report)
+    app = open_app("merge")
+    shown = texts(app)
+    assert "Linear" in shown and "1.97 times as strong as the weighted sum" in shown
+    assert "33 of 34 answers are the same" in shown and "Answers that the other weights changed" in shown
+    assert app.radio(key="merge_onto").value == "base"
