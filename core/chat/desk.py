@@ -223,6 +223,7 @@ class Desk:
         for pane in panes:
             if rest := pane.writer.rest():
                 asked.put(text_event(pane, rest))
+            reason = "end" if pane.writer.is_stopped and reason == "length" else reason  # a stop word was in what was held back
             asked.put(done_event(pane, reason))
             asked.live.discard(pane)
 

@@ -25,8 +25,7 @@ class TextWriter:
     def add(self, token: int) -> str:
         """The text that this token lets appear."""
         self.ids.append(token)
-        text = self.encoder.decode(self.ids)
-        return "" if self.is_stopped or text.endswith("\ufffd") else self._show(text, is_last=False)
+        return "" if self.is_stopped else self._show(self.encoder.decode(self.ids).rstrip("\ufffd"), is_last=False)
 
     def rest(self) -> str:
         """What was held back for a character that never became whole, or a stop word that did not come."""
