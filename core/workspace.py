@@ -36,10 +36,12 @@ class Workspace:
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Workspace:
-        """Open (and create) the workspace at `path`, else at `SWEETSPOT_HOME`, else in the checkout.
+        """Open (and create) the workspace at `path`, else at `SWEETSPOT_HOME`, else in the checkout; an older one is brought up to date.
+
+        One that must not be written opens all the same, to be read.
 
         Raises:
-            StudioError: the folder cannot be created or written.
+            StudioError: the folder cannot be created, or a newer program wrote it.
         """
         wanted = path or os.environ.get("SWEETSPOT_HOME") or CHECKOUT / "workspace"
         try:
@@ -53,6 +55,9 @@ class Workspace:
                 "Set SWEETSPOT_HOME to a folder you may write, or use --workspace.",
                 root=wanted, reason=getattr(error, "strerror", None) or error,
             ) from error
+        from core.migrations.run import bring_up_to_date  # it opens files by what stands below
+
+        bring_up_to_date(workspace)
         return workspace
 
     @property
@@ -107,6 +112,7 @@ def slug(text: str) -> str:
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
     """Turn a full disk, or a place that must not be written, into a sentence with a way out."""
+    refuse_reader(path)
     try:
         yield
     except OSError as error:
@@ -122,6 +128,18 @@ def explain_full_disk(path: Path) -> Iterator[None]:
                 path=path, reason=error.strerror,
             ) from error
         raise
+
+
+# Workspaces that this process only reads -> who holds them; see core.jobs.studio.
+read_only: dict[Path, Text] = {}
+
+
+def refuse_reader(path: Path) -> None:
+    """Raises StudioError when `path` lies in a workspace that another studio holds."""
+    for root, who in read_only.items():
+        if path.is_relative_to(root):
+            raise StudioError("This studio only reads the workspace: {who} holds it.",
+                              "Work there, or end it; this studio then takes over by itself.", who=who)
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -12,6 +12,7 @@ from core.errors import StudioError
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job, JobState
 from core.jobs.queue import holder, waiting_before
+from core.jobs.studio import hold_workspace
 from core.journey import STAGES, read_journey
 from core.workspace import Workspace
 from studio.i18n import explain, language, plain, say, t, words
@@ -65,11 +66,19 @@ def _keep_language() -> None:
 def open_page(name: str) -> Workspace:
     """Draw the path, a page's title and the question it answers; returns the workspace it works in."""
     workspace = Workspace.open()
+    draw_reader(workspace)
     is_active = bool(active_jobs(workspace))
     st.fragment(_draw_path, run_every=2 * POLL_SECONDS if is_active else None)(st.query_params.get(RUN))
     st.title(t(f"{name}.title"), anchor=False)
     st.caption(t(f"{name}.question"))
     return workspace
+
+
+def draw_reader(workspace: Workspace) -> None:
+    """Say so where this studio may only read."""
+    who = hold_workspace(workspace)
+    if who is not None:
+        st.warning(t("shell.only_reads", who=plain(who.to(language()))), icon=":material/lock:")
 
 
 def _draw_path(run: str | None) -> None:

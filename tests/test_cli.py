@@ -283,7 +283,7 @@ def test_a_run_at_work_is_neither_deleted_nor_resumed(home, sweetspot):
 def test_deleting_asks_on_stderr_and_no_means_no(home, monkeypatch):
     run = fake_run(home, state="finished")
     done = subprocess.run([*COMMAND, "run", "delete", "alex", "--json"], cwd=CHECKOUT, input="n\n", capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == "" and "Delete 2026" in done.stderr and "Nothing was done" in done.stderr
+    assert done.returncode == 1 and done.stdout == "" and "Move 2026" in done.stderr and "Nothing was done" in done.stderr
     assert "Traceback" not in done.stderr and run.folder.exists()
 
 

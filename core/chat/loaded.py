@@ -120,6 +120,11 @@ class LoadedModels:
         for base in self._bases.values():
             base.kept.clear()
 
+    def folders(self) -> list[str]:
+        """Every folder whose weights are in memory: bases and adapters."""
+        voices = [str(voice.folder) for base in list(self._bases.values()) for voice in list(base.voices) if voice.folder]
+        return [*(str(folder) for folder in list(self._bases)), *voices]
+
     def uses_gpu(self) -> bool:
         return any(base.device.startswith("cuda") for base in self._bases.values())
 

@@ -104,7 +104,7 @@ class ChatServer(ThreadingHTTPServer):
     def state(self) -> dict[str, Any]:
         loaded = self._desk.loaded if self._desk else None
         return {"loaded": loaded.names() if loaded else [], "loads": loaded.loads if loaded else 0, "waiting": self._asking,
-                "kept_bytes": loaded.kept_bytes() if loaded else 0}
+                "kept_bytes": loaded.kept_bytes() if loaded else 0, "folders": loaded.folders() if loaded else []}
 
     def decode(self) -> None:
         """Decode for whoever asks, for ever."""

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from core.errors import StudioError
+from core.housekeeping.trash import throw_away
 from core.jobs.once import one_at_a_time
 from core.workspace import Workspace, check_name, fill_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
 
@@ -208,15 +207,12 @@ def _replace_rows(dataset: Dataset, rows: list[dict[str, Any]]) -> Dataset:
 
 
 def delete_dataset(workspace: Workspace, name: str) -> None:
-    """Delete a dataset; runs that were trained on it keep their own record of it.
+    """Move a dataset to the trash; runs that were trained on it keep their own record of it.
 
     Raises:
         StudioError: there is none of this name.
     """
-    folder = load_dataset(workspace, name).folder
-    gone = folder.with_name(f".{name}.{uuid.uuid4().hex[:6]}.deleted")
-    folder.rename(gone)  # in one step out of sight, then piece by piece
-    shutil.rmtree(gone, ignore_errors=True)
+    throw_away(workspace, load_dataset(workspace, name).folder)
 
 
 def _as_line(row: dict[str, Any]) -> str:

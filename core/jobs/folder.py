@@ -164,8 +164,13 @@ class Job:
         return "\n".join(shown[-lines:])
 
     def request_stop(self) -> None:
-        """Ask politely; the worker ends after its present step."""
-        (self.folder / "stop").touch()
+        """Ask politely; the worker ends after its present step.
+
+        Raises:
+            StudioError: the workspace must not be written.
+        """
+        with explain_full_disk(self.folder):
+            (self.folder / "stop").touch()
 
 
 def new_job_id(kind: str, subject: str) -> str:

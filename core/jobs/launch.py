@@ -17,7 +17,7 @@ from core.errors import JobFailed, StudioError
 from core.jobs.folder import Job, JobState
 from core.jobs.process import ProcessIdentity
 from core.words import Text
-from core.workspace import CHECKOUT
+from core.workspace import CHECKOUT, explain_full_disk
 
 POLL_SECONDS = 0.25
 TERM_GRACE_SECONDS = 10.0
@@ -53,7 +53,9 @@ def restart_job(job: Job) -> None:
 @contextmanager
 def _sole_launcher(job: Job) -> Iterator[None]:
     """One launch at a time, and none while a worker lives: two tabs may ask at once."""
-    with (job.folder / "launch.lock").open("w") as lock:
+    with explain_full_disk(job.folder):
+        lock = (job.folder / "launch.lock").open("w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if job.has_worker() and (job.state().is_active or not _wait_until_ended(job, EXIT_SECONDS)):
             raise StudioError("{job} is at work already.", "Wait for its end, or stop it first with `sweetspot run stop {job}`.",

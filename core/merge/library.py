@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import psutil
 
 from core.data.store import free_name
 from core.errors import StudioError
+from core.housekeeping.trash import throw_away
 from core.jobs.active import active_jobs, newest_job
 from core.jobs.folder import Job
 from core.jobs.launch import start_job
@@ -195,7 +194,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 def delete_merged(workspace: Workspace, name: str) -> None:
-    """Delete a merged model; its run and checkpoints stay.
+    """Move a merged model to the trash; its run and checkpoints stay.
 
     Raises:
         StudioError: there is none of this name.
@@ -203,6 +202,4 @@ def delete_merged(workspace: Workspace, name: str) -> None:
     folder = workspace.models / check_name(name, "model")
     if not (folder / "merge.json").exists():
         raise StudioError("No merged model is called {name}.", "`sweetspot models list` shows the models that are here.", name=name)
-    gone = folder.with_name(f".{name}.{uuid.uuid4().hex[:6]}.deleted")
-    folder.rename(gone)  # in one step out of sight, then piece by piece
-    shutil.rmtree(gone, ignore_errors=True)
+    throw_away(workspace, folder)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 
 from core.errors import StudioError
+from core.housekeeping.room import freed_bytes
+from core.housekeeping.trash import throw_away
+from core.housekeeping.uses import refuse_use
 from core.jobs.folder import Job
 from core.jobs.launch import restart_job, stop_job
 from core.jobs.once import one_at_a_time
@@ -46,7 +48,7 @@ def resume_run(workspace: Workspace, run: Run, gpus: str | int | list[int] | Non
 
 
 def discard_run(run: Run) -> int:
-    """Stop a run and delete it with all it saved; returns the freed bytes.
+    """Stop a run and move it to the trash with all it saved; returns the bytes that come back when that is emptied.
 
     Raises:
         StudioError: its process did not end.
@@ -57,15 +59,18 @@ def discard_run(run: Run) -> int:
 
 
 def delete_run(run: Run) -> int:
-    """Delete a run that has ended, with all its checkpoints; returns the freed bytes.
+    """Move a run that has ended to the trash, with all its checkpoints; returns the bytes that come back when the trash is emptied.
 
     Raises:
-        StudioError: it is at work.
+        StudioError: it is at work, or something that is at work or the chat needs it.
     """
     if not _has_left(run):
         raise StudioError("The run {run} is still running.", "Stop it first with `sweetspot run stop {run}`.", run=run.id)
-    size = folder_bytes(run)
-    shutil.rmtree(run.folder)
+    workspace = Workspace(run.folder.parent.parent)
+    with one_at_a_time(workspace, "housekeeping"):
+        refuse_use(workspace, run.folder)
+        size = freed_bytes([run.folder])
+        throw_away(workspace, run.folder)
     return size
 
 
@@ -84,5 +89,5 @@ def _has_left(job: Job) -> bool:
 
 
 def folder_bytes(job: Job) -> int:
-    """What the job's folder takes on the disk."""
-    return sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file())
+    """What comes back on the disk when the job's folder goes."""
+    return freed_bytes([job.folder])

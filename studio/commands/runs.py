@@ -19,12 +19,12 @@ from core.train.create import describe_resume, start_run
 from core.train.devices import join_training
 from core.train.metrics import find_alert, watch_cost
 from core.train.script import Cluster, launch_script
-from core.train.steer import delete_run, folder_bytes, resume_run
+from core.train.steer import resume_run
 from core.words import Text
 from core.workspace import Workspace
 from studio.commands.recipe import DataOption, SetOption, adapted
 from studio.tables import print_scores, print_verdict
-from studio.terminal import JsonOption, WorkspaceOption, ago, confirm, duration, follow, print_json, print_table, say
+from studio.terminal import JsonOption, WorkspaceOption, ago, duration, follow, print_json, print_table, say
 
 WaitOption = Annotated[bool, typer.Option(help="Follow it to its end; it runs by itself either way.")]
 run_app = typer.Typer(no_args_is_help=True, help="One run or job: show, follow, stop, resume, delete.")
@@ -206,25 +206,6 @@ def resume(run: str, gpus: GpusOption = None, wait: WaitOption = True, json: Jso
     if wait:
         follow(found, is_silent=json)
     _print_run(found, json)
-
-
-@run_app.command()
-def delete(run: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, json: JsonOption = False,
-           workspace: WorkspaceOption = None) -> None:
-    """Delete a run with all its checkpoints.
-
-    Example: sweetspot run delete last --yes
-    """
-    found = find_run(Workspace.open(workspace), run)
-    if found.state().is_active:
-        raise StudioError("The run {run} is still running.", "Stop it first with `sweetspot run stop {run}`.", run=found.id)
-    if not yes:
-        confirm(f"Delete {found.id} ({folder_bytes(found) / 1e6:.0f} MB)?")
-    size = delete_run(found)
-    if json:
-        print_json({"deleted": found.id, "freed_bytes": size})
-    else:
-        say(f"Deleted {found.id}; {size / 1e6:.0f} MB are free again.")
 
 
 def _find_job(place: Workspace, name: str) -> Job:

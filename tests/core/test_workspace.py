@@ -41,7 +41,7 @@ def fail_with(number: int):
 
 
 def test_a_workspace_makes_its_folders(workspace):
-    assert names_in(workspace.root) == ["cache", "datasets", "jobs", "models", "recipes", "runs"]
+    assert names_in(workspace.root) == ["cache", "datasets", "jobs", "models", "recipes", "runs", "version.json"]
     assert workspace.free_bytes() > 0
 
 
