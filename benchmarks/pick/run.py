@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="room for snapshots, best in memory; `work` in --dir by default")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that the workers share out")
     parser.add_argument("--only", nargs="+", help="these runs only, by id or its beginning")
     parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds after which no run is begun")
     parser.add_argument("--pack", type=Path, help="also put the results into few files in this folder")
@@ -91,6 +92,8 @@ def _work(number: int, args: argparse.Namespace, ends: float | None, todo: Any, 
     """One worker: models are prepared by the first that needs them."""
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if args.device == "cuda" and args.gpus > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % args.gpus)  # before anything here imports torch
     sys.stdout = (args.dir / f"worker-{number}.log").open("a", encoding="utf-8", buffering=1)
     from benchmarks.pick.measure import Effort, measure
     from benchmarks.pick.models import model_folder
