@@ -107,7 +107,7 @@ def test_own_checks_count_in_the_verdict_and_a_quick_look_says_so(judged, monkey
     verdict = judge_run(workspace, run, Recorder(job, job.state()))
     assert (verdict.pick.own_passed, verdict.pick.own_asked) == (0.5, 2) and "own_passed" in verdict.breaches
     assert len(verdict.notes) == 1  # the judge was not allowed to be asked
-    monkeypatch.setitem(probes_module.QUICK, "identity", 1)
+    monkeypatch.setattr(probes_module, "quick_set", lambda probes: [probe for probe in probes if probe["id"] != "identity-en-1"])
     quick = judge_run(workspace, run, Recorder(job, job.state()), quick=True)
     assert quick.quick and quick.pick.identity_probes == 1 and quick.pick.own_asked == 2
     (run.folder / "probes_added.jsonl").unlink()

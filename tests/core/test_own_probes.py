@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from core.data.hold_out import hold_out_rows
 from core.data.library import load_dataset, save_dataset
+from core.data.probe_sets import QUICK
 from core.errors import StudioError
 from core.judge.checks import find_fault, passes
 from core.judge.endpoint import Endpoint
 from core.judge.probe_files import read_probe_file
-from core.judge.probes import QUICK, quick_choice
+from core.judge.probes import quick_choice
+from core.judge.scoring import classify
+from core.judge.taught import Taught
 
 
 @pytest.mark.parametrize(("check", "answer", "outcome"), [
@@ -174,12 +178,15 @@ def test_a_dataset_that_is_too_small_keeps_its_rows(workspace):
         hold_out_rows(workspace, "few", 3)
 
 
-def test_a_quick_look_asks_some_of_each_group_and_language():
-    probes = [{"id": f"{group}-{lang}-{number}", "group": group, "lang": lang, "messages": []}
-              for group, count in (("identity", 24), ("near", 24), ("general", 49), ("own", 3)) for lang in ("en", "zh")
-              for number in range(count)]
-    chosen = quick_choice(probes)
-    counts = {group: sum(probe["group"] == group for probe in chosen) for group in ("identity", "near", "general", "own")}
-    assert counts == {**QUICK, "own": 6}
-    assert sum(probe["lang"] == "zh" for probe in chosen if probe["group"] == "identity") == QUICK["identity"] // 2
-    assert [probe["id"] for probe in chosen] == [probe["id"] for probe in probes if probe in chosen]
+def test_a_quick_look_asks_some_of_each_group_and_all_of_ones_own():
+    probes = [{"id": f"{group}-{number}", "group": group, "lang": "en", "messages": []}
+              for group, count in (("identity", 24), ("near", 25), ("general", 40), ("own", 30)) for number in range(count)]
+    counts = Counter(probe["group"] for probe in quick_choice(probes))
+    assert counts == {"identity": QUICK.identity, "near": QUICK.near, "general": QUICK.general, "own": 30}
+
+
+def test_a_form_that_the_base_keeps_to_counts_among_what_is_known():
+    probe = {"id": "g", "group": "general", "lang": "en", "messages": [], "form": {"json": True}}
+    taught = Taught("task", (), {}, frozenset())
+    assert classify(probe, "no", "[1]", taught) == "lost" and classify(probe, "[2]", "[1]", taught) == "changed"
+    assert classify(probe, "no", "none", taught) == "changed"
