@@ -4,7 +4,7 @@
     python -m benchmarks.scoring RUN --snapshots 12    and a quick judging of so many snapshots, from loading to the verdict
 
 RUN is a finished LoRA run of the workspace (SWEETSPOT_HOME), `sweetspot lesson` makes one. The run itself is not touched: the judging
-is of a copy. Both ways are timed in one process, one after the other, twice, and the better time of each counts; a busy machine still
+is of a copy. Both ways are timed in one process, each twice, and the better time counts; loading is not timed. A busy machine still
 disturbs them, so it says how busy it was.
 """
 
@@ -42,24 +42,29 @@ def stacked_against_alone(workspace: Workspace, run: Run, checkpoints: int, ques
     settings = {"end_ids": encoder.end_ids, "pad_id": encoder.pad_id(), "dtype": choose_dtype(recipe.model.dtype, device), "device": device}
     found = run.checkpoints()[-checkpoints:]
     prompts = [encoder.encode_prompt(probe["messages"]) for probe in probes_of(workspace, run)[1][:questions]]
-    stacked = Engine.load(base, [Adapter(str(entry.step), entry.folder) for entry in found], **settings)
-    alone = [Engine.load(base, [Adapter(str(entry.step), entry.folder)], **settings) for entry in found]
-    best: dict[str, float] = {}
-    answers: dict[str, list[Answer]] = {}
+    alone, one_by_one = [], 0.0
+    for entry in found:
+        answers, seconds = _best(Engine.load(base, [Adapter(str(entry.step), entry.folder)], **settings), prompts, 1,
+                                 recipe.probes.max_new_tokens)
+        alone += answers
+        one_by_one += seconds
+    engine = Engine.load(base, [Adapter(str(entry.step), entry.folder) for entry in found], **settings)
+    together, stacked = _best(engine, prompts, len(found), recipe.probes.max_new_tokens)
+    differing = sum(one.ids != other.ids for one, other in zip(together, alone, strict=True))
+    assert differing == 0, f"{differing} of {len(alone)} answers differ"
+    return {"checkpoints": len(found), "questions": len(prompts), "tokens": sum(len(answer.ids) for answer in together),
+            "stacked_seconds": round(stacked, 2), "one_by_one_seconds": round(one_by_one, 2),
+            "times_faster": round(one_by_one / stacked, 2), "differing_answers": differing}
+
+
+def _best(engine: Engine, prompts: list[list[int]], slots: int, tokens: int) -> tuple[list[Answer], float]:
+    """Every slot's answers to all prompts, and the seconds of the quickest of some rounds; loading is not counted."""
+    quickest = float("inf")
     for _ in range(_ROUNDS):
         began = time.perf_counter()
-        answers["stacked"] = stacked.answer([Row(slot, prompt) for slot in range(len(found)) for prompt in prompts],
-                                            recipe.probes.max_new_tokens)
-        best["stacked"] = min(best.get("stacked", float("inf")), time.perf_counter() - began)
-        began = time.perf_counter()
-        answers["alone"] = [answer for engine in alone
-                            for answer in engine.answer([Row(0, prompt) for prompt in prompts], recipe.probes.max_new_tokens)]
-        best["alone"] = min(best.get("alone", float("inf")), time.perf_counter() - began)
-    differing = sum(one.ids != other.ids for one, other in zip(answers["stacked"], answers["alone"], strict=True))
-    assert differing == 0, f"{differing} of {len(answers['alone'])} answers differ"
-    return {"checkpoints": len(found), "questions": len(prompts), "tokens": sum(len(answer.ids) for answer in answers["stacked"]),
-            "stacked_seconds": round(best["stacked"], 2), "one_by_one_seconds": round(best["alone"], 2),
-            "times_faster": round(best["alone"] / best["stacked"], 2), "differing_answers": differing}
+        answers = engine.answer([Row(slot, prompt) for slot in range(slots) for prompt in prompts], tokens)
+        quickest = min(quickest, time.perf_counter() - began)
+    return answers, quickest
 
 
 def quick_judging(workspace: Workspace, run: Run, snapshots: int) -> dict[str, float | int | str]:
