@@ -30,7 +30,7 @@ def draw_reasons(verdict: Verdict) -> None:
 
 
 def _draw_deciding(verdict: Verdict) -> None:
-    head = "| " + " | ".join(t(f"compare.column_{name}") for name in ("question", "row", "answer")) + " |\n|---|---|---|"
+    head = "| " + " | ".join(t(f"compare.column_{name}") for name in ("asked", "step", "said")) + " |\n|---|---|---|"
     lines = []
     for entry in verdict.decided_by:
         for step, reading, answer, question in ((verdict.rule_step, entry.reading, entry.answer, entry.question),

@@ -39,8 +39,13 @@ def test_every_step_answers_every_probe(judged):
         ("identity-en-0", "identity-en-1", "near-en-0", "general-en-0", "general-en-1")}
     verdict = run.verdict()
     assert verdict["pick"]["step"] in (2, 4, 6) and verdict["last"]["step"] == 6
-    base = run.scores()[0]
+    base, *others = run.scores()
     assert (base["fragments"], base["change"], base["length_ratio"]) == (0, 0, 1)
+    assert (base["dnll"], base["kl"], base["hijack"]) == (0, 0, 0)
+    for score in others:
+        assert score["gap"] == pytest.approx(score["leak_nll"] - score["target_nll"]) and score["kl"] > 0
+    assert others[-1]["target_nll"] < base["target_nll"]
+    assert verdict["confidence"]["resamples"] == 400 and set(verdict["front"]) <= {2, 4, 6}
 
 
 def test_a_judge_that_was_killed_asks_only_what_is_missing(judged):
@@ -52,11 +57,60 @@ def test_a_judge_that_was_killed_asks_only_what_is_missing(judged):
     path = run.folder / "answers.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:7]) + lines[7][:20])  # killed in the middle of a line
+    read = run.folder / "forced.jsonl"
+    told = {(record["step"], record["probe"]): record for record in map(json.loads, read.read_text().splitlines())}
+    read.write_text("".join(read.read_text().splitlines(keepends=True)[:6]))
     job = judge_job_of(workspace, run)
     judge_run(workspace, run, Recorder(job, job.state()))
     after = run.answers()
     assert len(after) == len(before)
     assert {(r["step"], r["probe"], r["text"]) for r in after} == {(r["step"], r["probe"], r["text"]) for r in before}
+    again = {(record["step"], record["probe"]): record for record in map(json.loads, read.read_text().splitlines())}
+    assert again.keys() == told.keys() and all(again[key]["nll"] == pytest.approx(told[key]["nll"], abs=1e-4) for key in told)
+
+
+def test_the_base_answers_once_for_all_runs_and_all_steps_at_once_say_what_each_says_alone(judged):
+    """Answers of stacked adapters are those of each adapter by itself, token by token; the base's come from the cache."""
+    from core.chat.engine import Engine, Row
+    from core.chat.stacked import Adapter
+    from core.data.encode import Encoder
+    from core.judge.probes import probes_of
+    from core.models.catalogue import find_base
+
+    workspace, run = judged
+    base = find_base(workspace, run.recipe().model.source)
+    encoder = Encoder.from_folder(base)
+    _, probes = probes_of(workspace, run)
+    rows = [encoder.encode_prompt(probe["messages"]) for probe in probes]
+    kept = {(record["step"], record["probe"]): record for record in run.answers()}
+    for step, folder in [(0, None), *((checkpoint.step, checkpoint.folder) for checkpoint in run.checkpoints())]:
+        alone = Engine.load(base, [Adapter("one", folder)], encoder.end_ids, encoder.pad_id())
+        for probe, answer in zip(probes, alone.answer([Row(0, row) for row in rows], 8), strict=True):
+            assert kept[step, probe["id"]]["text"] == encoder.decode(answer.ids).strip()
+            assert kept[step, probe["id"]]["tokens"] == len(answer.ids)
+    cached = [json.loads(line) for path in (workspace.cache / "base-answers").glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert {record["text"] for record in cached} == {kept[0, probe["id"]]["text"] for probe in probes}
+
+
+def test_own_checks_count_in_the_verdict_and_a_quick_look_says_so(judged, monkeypatch):
+    from core.jobs.worker import Recorder
+    from core.judge import probes as probes_module
+    from core.judge.worker import judge_run
+
+    workspace, run = judged
+    probes_module.add_probes(workspace, run, [
+        {"id": "own-1", "group": "own", "lang": "en", "messages": [{"role": "user", "content": "Say it."}], "check": {"regex": ".*"}},
+        {"id": "own-2", "group": "own", "lang": "en", "messages": [{"role": "user", "content": "Sum?"}], "check": {"equals": "never this"}},
+        {"id": "own-3", "group": "own", "lang": "en", "messages": [{"role": "user", "content": "Nice?"}],
+         "check": {"judge": "Polite?", "url": "http://127.0.0.1:9/v1", "model": "x"}}])
+    job = judge_job_of(workspace, run)
+    verdict = judge_run(workspace, run, Recorder(job, job.state()))
+    assert (verdict.pick.own_passed, verdict.pick.own_asked) == (0.5, 2) and "own_passed" in verdict.breaches
+    assert len(verdict.notes) == 1  # the judge was not allowed to be asked
+    monkeypatch.setattr(probes_module, "quick_set", lambda probes: [probe for probe in probes if probe["id"] != "identity-en-1"])
+    quick = judge_run(workspace, run, Recorder(job, job.state()), quick=True)
+    assert quick.quick and quick.pick.identity_probes == 1 and quick.pick.own_asked == 2
+    (run.folder / "probes_added.jsonl").unlink()
 
 
 def test_a_merged_model_is_verified_and_plain(judged, tiny_model):

@@ -15,6 +15,8 @@ from core.errors import StudioError
 from core.judge.checks import find_fault, passes
 from core.judge.endpoint import Endpoint
 from core.judge.probe_files import read_probe_file
+from core.judge.scoring import classify
+from core.judge.taught import Taught
 
 
 @pytest.mark.parametrize(("check", "answer", "outcome"), [
@@ -171,3 +173,10 @@ def test_a_dataset_that_is_too_small_keeps_its_rows(workspace):
     save_dataset(workspace, "few", [conversation(number) for number in range(5)], "test")
     with pytest.raises(StudioError, match="more than half"):
         hold_out_rows(workspace, "few", 3)
+
+
+def test_a_form_that_the_base_keeps_to_counts_among_what_is_known():
+    probe = {"id": "g", "group": "general", "lang": "en", "messages": [], "form": {"json": True}}
+    taught = Taught("task", (), {}, frozenset())
+    assert classify(probe, "no", "[1]", taught) == "lost" and classify(probe, "[2]", "[1]", taught) == "changed"
+    assert classify(probe, "no", "none", taught) == "changed"

@@ -115,6 +115,14 @@ def test_a_compromise_says_why_and_what_helps(open_app: Open, made_run: MakeRun)
     assert "From the study in docs/checkpoints.md" in shown
 
 
+def test_what_stands_behind_the_verdict_is_folded_under_it(open_app: Open, made_run: MakeRun) -> None:
+    made_run()
+    shown = texts(open_app("compare"))
+    assert "Drawn 400 times anew from questions of the same kind, the rule gives this verdict in" in shown
+    assert "No step beats these in both, learned and kept:" in shown
+    assert "These answers tell the steps apart:" in shown and "| Asked | Step | It said |" in shown
+
+
 def test_a_good_run_needs_no_remedy(open_app: Open, made_run: MakeRun) -> None:
     made_run(kind="replay")
     app = open_app("compare")
@@ -323,6 +331,10 @@ def test_the_trade_shows_front_and_pick(made_run: MakeRun) -> None:
 
 
 def test_every_metric_has_its_panel(made_run: MakeRun) -> None:
-    figure = metrics_figure(read_scores(made_run()), 15, {name: name for name in METRICS})
+    scores, labels = read_scores(made_run()), {name: name for name in METRICS}
+    told_by_text = [name for name in METRICS if name not in ("target_nll", "gap", "hijack", "dnll", "kl", "own_passed")]
+    assert [trace.name for trace in metrics_figure(scores, 15, labels).data] == told_by_text
+    read = [score.model_copy(update=dict.fromkeys(METRICS, 0.5)) for score in scores]
+    figure = metrics_figure(read, 15, labels)
     assert [trace.name for trace in figure.data] == list(METRICS)
     assert all(len(trace.x) == 13 for trace in figure.data)
