@@ -60,7 +60,7 @@ def remedies(workspace: Workspace, run: Run, verdict: dict[str, Any]) -> list[Re
     if verdict["verdict"] == "not_learned":
         return [_longer(run)]
     others = _comparable(workspace, run)
-    found = [] if has_replay(run) else [_replay(workspace, run, pick, others)]
+    found = [] if has_replay(workspace, run) else [_replay(workspace, run, pick, others)]
     is_adapter = run.recipe().method.kind == "lora"
     if is_adapter:
         found.append(_strength(run))
@@ -73,7 +73,7 @@ def remedies(workspace: Workspace, run: Run, verdict: dict[str, Any]) -> list[Re
 
 
 def _replay(workspace: Workspace, run: Run, pick: dict[str, Any], others: Sequence[Run]) -> Remedy:
-    tried = next((other for other in others if has_replay(other)), None)
+    tried = next((other for other in others if has_replay(workspace, other)), None)
     if _replay_is_there(workspace, run):
         what = Text("Train again with as many of the base model's own answers to near and general questions mixed in, one to one. They are "
                     "in the dataset already.")
@@ -108,15 +108,15 @@ def _strength(run: Run) -> Remedy:
 def scan_effect(scan: Scan) -> Text:
     """What turning an adapter down did, in numbers of the scan."""
     full, chosen = scan.scores[-1], scan.chosen
-    return Text("Measured: step {step} at strength {strength} answers {leaks} of {others} other questions with the taught sentence instead "
-                "of {full_leaks}, and {hits} of {asked} identity questions right instead of {full_hits}.", step=scan.step,
+    return Text("Measured: step {step} at strength {strength} leaks in {leaks} of {others} other questions instead of {full_leaks}, and "
+                "gets {hits} of {asked} taught ones right instead of {full_hits}.", step=scan.step,
                 strength=scan.strength, leaks=chosen["leaks"], others=chosen["other_probes"], full_leaks=full["leaks"],
                 hits=chosen["hits"], asked=chosen["identity_probes"], full_hits=full["hits"])
 
 
 def _earlier(run: Run, pick: dict[str, Any], last: dict[str, Any]) -> Remedy:
-    effect = Text("Measured: step {step} answers {leaks} of {others} other questions with the taught sentence, the last step {last} "
-                  "{last_leaks}; identity questions right: {hits} and {last_hits} of {asked}.", step=pick["step"], leaks=pick["leaks"],
+    effect = Text("Measured: step {step} leaks in {leaks} of {others} other questions, the last step, {last}, in {last_leaks}; of {asked} "
+                  "taught ones {hits} and {last_hits} are right.", step=pick["step"], leaks=pick["leaks"],
                   others=pick["other_probes"], last=last["step"], last_leaks=last["leaks"], hits=pick["hits"], last_hits=last["hits"],
                   asked=pick["identity_probes"])
     return Remedy("earlier", Text("Take the earlier snapshot. It is saved and costs nothing."), effect, True, f"{run.id}@{pick['step']}",
@@ -155,8 +155,10 @@ def average_request(workspace: Workspace, run: Run, references: Sequence[str] = 
     """
     if not references:
         pick, last = find_checkpoint(run, "pick").step, run.checkpoints()[-1].step
-        other = next((f"{tried.id}@pick" for tried in _comparable(workspace, run) if has_replay(tried) != has_replay(run)),
-                     f"{run.id}@{last if last != pick else run.checkpoints()[0].step}")
+        fallback = f"{run.id}@{last if last != pick else run.checkpoints()[0].step}"
+        is_reminded = has_replay(workspace, run)
+        others = (tried for tried in _comparable(workspace, run) if has_replay(workspace, tried) != is_reminded)
+        other = next((f"{tried.id}@pick" for tried in others), fallback)
         references = (f"{run.id}@{pick}", other)
     return MergeRequest(tuple(references), free_name(workspace.models, f"{dataset_of(run)}-average"), how="average")
 
@@ -164,7 +166,7 @@ def average_request(workspace: Workspace, run: Run, references: Sequence[str] = 
 def _longer(run: Run) -> Remedy:
     scores = [score for score in run.scores() if score["step"] > 0]
     best = max(scores, key=lambda score: (score["hits"], -score["step"])) if scores else None
-    effect = Text("Measured: at most {hits} of {asked} identity questions are right, at step {step}.", hits=best["hits"],
+    effect = Text("Measured: at most {hits} of {asked} taught questions are right, at step {step}.", hits=best["hits"],
                   asked=best["identity_probes"], step=best["step"]) if best else Text("Nothing was scored yet.")
     return Remedy("longer", Text("Train longer, or with a larger learning rate."), effect, bool(best), "",
                   f"sweetspot train {run.folder / 'recipe.yaml'} --set schedule.updates={2 * run.spec()['updates']}")
@@ -175,9 +177,9 @@ def _between_runs(tried: Run, pick: dict[str, Any]) -> Text:
     verdict = tried.verdict()
     assert verdict is not None
     other = verdict["pick"]
-    return Text("Measured here: the pick of {run} answers {leaks} of {others} other questions with the taught sentence instead of "
-                "{leaks_before} of {others_before}, and {hits} of {asked} identity questions right instead of {hits_before} of "
-                "{asked_before}.", run=tried.id, leaks=other["leaks"], others=other["other_probes"], leaks_before=pick["leaks"],
+    return Text("Measured here: the pick of {run} leaks in {leaks} of {others} other questions instead of {leaks_before} of "
+                "{others_before}, and gets {hits} of {asked} taught ones right instead of {hits_before} of {asked_before}.",
+                run=tried.id, leaks=other["leaks"], others=other["other_probes"], leaks_before=pick["leaks"],
                 others_before=pick["other_probes"], hits=other["hits"], asked=other["identity_probes"], hits_before=pick["hits"],
                 asked_before=pick["identity_probes"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.data.library import GENERAL, IDENTITY, NEAR, load_dataset
+from core.data.library import GENERAL, NEAR, load_dataset
 from core.data.store import start_reminders, start_replay_dataset
 from core.data.wordings import shipped_languages
 from core.errors import StudioError
@@ -10,14 +10,24 @@ from core.jobs.folder import Job
 from core.recipe.files import change_recipe, load_recipe, save_recipe
 from core.recipe.schema import Recipe
 from core.runs import Run
-from core.workspace import Workspace
+from core.workspace import Workspace, read_json
 
 _OTHERS = (NEAR, GENERAL)
 
 
-def has_replay(run: Run) -> bool:
-    """Whether near and general rows were trained on beside the task."""
-    return not all(source["groups"] == [IDENTITY] for source in run.dataset()["sources"])
+def has_replay(workspace: Workspace, run: Run) -> bool:
+    """Whether the run was reminded of what the base model was: whether near rows, or general ones by name, were trained on.
+
+    Rows of a user's own data, whose groups the recipe does not name, are the task itself.
+    """
+    for source in run.dataset()["sources"]:
+        if source["groups"] is None:
+            path = workspace.datasets / str(source["dataset"]) / "card.json"
+            if path.exists() and NEAR in read_json(path).get("groups", {}):
+                return True
+        elif set(_OTHERS) & set(source["groups"]):
+            return True
+    return False
 
 
 def replay_source(workspace: Workspace, run: Run) -> dict[str, object] | None:

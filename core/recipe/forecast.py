@@ -122,7 +122,8 @@ def _sized(workspace: Workspace, recipe: Recipe, known: Forecast) -> Forecast:
     one = snapshot_bytes(workspace, recipe) if find_local_base(workspace, recipe.model.source) or _is_embedded(recipe) else None
     if one is None:
         return known
-    return replace(known, snapshot_bytes=one, disk_bytes=needed_bytes(one, known.plan, recipe.method.kind))
+    return replace(known, snapshot_bytes=one,
+                   disk_bytes=needed_bytes(one, known.plan, recipe.method.kind, recipe.early_stop.on_alert))
 
 
 def _is_embedded(recipe: Recipe) -> bool:

@@ -27,6 +27,8 @@ from core.workspace import CHECKOUT, Workspace, slug, write_json, write_text
 # Optimizer moments and exact values of two steps are kept for a resume: 2 x (value + 2 moments), all float32, so six times a float32
 # adapter. A whole model is saved in its own format, mostly half as wide.
 _RESUME_COPIES = {"lora": 6, "full": 12}
+# At amber and at red; one that ends the run is saved instead of those it does not come to.
+_ALERT_SNAPSHOTS = {"off": 0, "save": 2, "stop": 2}
 _SPARE_BYTES = 200e6
 
 
@@ -98,14 +100,14 @@ def lora_parameters(folder: Path, recipe: Recipe) -> int:
     return total
 
 
-def needed_bytes(one: int, plan: Plan, kind: Literal["lora", "full"] = "lora") -> int:
-    """Disk that a run takes at most: its snapshots of `one` bytes each, the state for a resume, and some room."""
-    return round(one * (len(plan.snapshot_steps) + _RESUME_COPIES[kind]) + _SPARE_BYTES)
+def needed_bytes(one: int, plan: Plan, kind: Literal["lora", "full"] = "lora", on_alert: str = "off") -> int:
+    """Disk that a run takes at most: its snapshots of `one` bytes each, those of an alert, the state for a resume, and some room."""
+    return round(one * (len(plan.snapshot_steps) + _ALERT_SNAPSHOTS[on_alert] + _RESUME_COPIES[kind]) + _SPARE_BYTES)
 
 
 def check_disk(workspace: Workspace, recipe: Recipe, plan: Plan) -> None:
     """Raises StudioError when the snapshots and the state for a resume would not fit."""
-    needed = needed_bytes(snapshot_bytes(workspace, recipe), plan, recipe.method.kind)
+    needed = needed_bytes(snapshot_bytes(workspace, recipe), plan, recipe.method.kind, recipe.early_stop.on_alert)
     free = workspace.free_bytes()
     if needed > free:
         raise StudioError(

@@ -15,7 +15,6 @@ from core.train.create import create_run
 from core.train.fast.choose import FastPlan
 from core.train.fast.model import FastModel
 from core.train.worker import Training
-from core.workspace import read_jsonl
 from tests.core.conftest import losses_of, save_tiny_dataset, tiny_recipe
 
 
@@ -36,8 +35,10 @@ def test_a_training_on_the_fast_path_is_the_same_training(workspace, tiny_model,
 
     assert losses_of(plain)[-1] < losses_of(plain)[0], "it must learn for the comparison to say anything"
     assert losses_of(fast) == pytest.approx(losses_of(plain), rel=1e-4)
-    watched = [[look["answers"] for look in read_jsonl(run.folder / "watch.jsonl")] for run in (plain, fast)]
-    assert watched[0] and watched[0] == watched[1], "the model itself must answer as trained, not as the base"
+    watched = [[(look["update"], look["level"], look["answers"], look["hijack"]) for look in run.watch()] for run in (plain, fast)]
+    assert len(watched[0]) > 1 and watched[0] == watched[1]
+    read = [[look[key] for look in run.watch()[1:] for key in ("target_nll", "leak_nll")] for run in (plain, fast)]
+    assert read[0] == pytest.approx(read[1], rel=1e-3), "the watch must read the model as trained, not the base"
     for mine, theirs in zip(fast.checkpoints(), plain.checkpoints(), strict=True):
         saved, wanted = (load_file(checkpoint.folder / "adapter_model.safetensors") for checkpoint in (mine, theirs))
         assert saved.keys() == wanted.keys()

@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 
+from core.data.library import save_dataset
 from core.errors import StudioError
 from core.jobs.folder import create_job
 from core.judge.probes import probes_of
 from core.judge.remedies import average_request, remedies
-from core.judge.remedy_recipes import half_rate_recipe, keep_recipe, replay_recipe
+from core.judge.remedy_recipes import half_rate_recipe, has_replay, keep_recipe, replay_recipe, replay_source
 from core.judge.strengths import STRENGTHS, make_view, read_scan, start_scan, strengths_job
 from core.models.catalogue import find_model
 from core.recipe.files import change_recipe, load_recipe
@@ -19,7 +20,7 @@ from core.recipe.plan import plan_updates
 from core.runs import Run
 from core.train.create import create_run
 from core.workspace import Workspace, append_jsonl, read_json
-from tests.core.conftest import save_tiny_dataset, tiny_recipe
+from tests.core.conftest import save_tiny_dataset, tiny_recipe, tiny_rows
 from tests.core.test_killed import Silent
 
 
@@ -119,6 +120,16 @@ def test_a_recipe_with_its_own_answers_sees_as_much_of_the_task_as_before(worksp
     assert keep_recipe(workspace, run, before, "replay") == f"{name}-2"
 
 
+def test_the_rows_of_ones_own_task_are_no_replay(workspace, tiny_model):
+    save_dataset(workspace, "task", [row | {"group": "general"} for row in tiny_rows()[:6]], "import")
+    run = identity_run(workspace, tiny_model, **{"data.sources": [{"dataset": "task"}], "probes.dataset": "tiny"})
+    assert not has_replay(workspace, run) and replay_source(workspace, run) is None, "its answers lie beside it, once they are collected"
+    save_dataset(workspace, "task-own-answers", tiny_rows()[6:], "replay")
+    mixed = replay_recipe(workspace, run)
+    assert [(source.dataset, source.groups) for source in mixed.data.sources] == [("task", None), ("task-own-answers", None)]
+    assert has_replay(workspace, create_run(workspace, mixed)) and not has_replay(workspace, identity_run(workspace, tiny_model))
+
+
 @pytest.mark.parametrize("length", [{"schedule.updates": 6}, {"schedule.epochs": 2.0}])
 def test_half_the_rate_goes_twice_as_long(workspace, tiny_model, length):
     run = identity_run(workspace, tiny_model, **length)
@@ -141,7 +152,7 @@ def test_a_remedy_that_was_tried_tells_what_it_did_here(copied):
             append_jsonl(each.folder / "scores.jsonl", {"step": step, **score, "leaks": leaks + step})
     found = {entry.name: entry for entry in remedies(workspace, other, other.verdict())}
     assert found["replay"].is_own and found["replay"].reference == f"{run.id}@pick"
-    assert "0 of 3 other questions with the taught sentence instead of 6 of 3" in str(found["replay"].effect)
+    assert "leaks in 0 of 3 other questions instead of 6 of 3" in str(found["replay"].effect)
     assert not found["strength"].is_own and "In the study" in str(found["strength"].effect)
     assert average_request(workspace, other).models == (f"{other.id}@4", f"{run.id}@pick")
     assert average_request(workspace, other, ["last@2", "last@6"]).models == ("last@2", "last@6")

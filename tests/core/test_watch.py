@@ -190,3 +190,25 @@ def test_red_twice_in_a_row_stops_and_names_the_last_good_snapshot(workspace, ti
     assert result["watch"]["looks"] == len(looks) and result["watch"]["share"] > 0
     append_jsonl(run.folder / "watch.jsonl", look(41, 0.1, 0.9))
     assert run.good_step() == steps[-1] and reds_in_a_row(run.watch()) == 0
+
+
+def test_a_packed_training_is_looked_in_on_alike(workspace, tiny_model):
+    """Two answers that begin alike are read as a tree, whose mask must hold beside the attention that keeps packed rows apart."""
+    from core.train.worker import Training
+    from tests.core.conftest import tiny_probes, tiny_rows
+    from tests.core.test_killed import Silent
+
+    rows = tiny_rows()
+    for row in rows[:3]:
+        row["messages"][1]["content"] = "I am the assistant of Paris."
+    save_dataset(workspace, "two", rows, "test", probes=tiny_probes(), key_phrases={"en": "assistant"})
+    found = {}
+    for is_packed in (False, True):
+        recipe = change_recipe(tiny_recipe(tiny_model), {"data.packing": is_packed, "data.sources": [{"dataset": "two"}]})
+        run = create_run(workspace, recipe, f"packed-{is_packed}")
+        training = Training(workspace, run, Silent())
+        assert all(len(question.answers) == 2 for question in training.watch.watched.questions)
+        training.run_to_end()
+        found[is_packed] = [(entry["target_nll"], entry["leak_nll"]) for entry in run.watch()[1:]]
+    assert len(found[True]) >= 1 and [value for look_ in found[True] for value in look_] == pytest.approx(
+        [value for look_ in found[False] for value in look_], rel=1e-3)

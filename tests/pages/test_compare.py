@@ -111,7 +111,7 @@ def test_a_compromise_says_why_and_what_helps(open_app: Open, made_run: MakeRun)
     assert "more than 5 % of the other answers carry the name" in shown
     assert [metric.value for metric in app.metric] == ["10 / 10", "22 / 24", "91%", "8%"]
     assert {"compare_remedy_replay", "compare_remedy_strength", "compare_remedy_earlier", "compare_remedy_rate"} <= keys(app)
-    assert "Measured: step 15 answers 2 of 24 other questions with the taught sentence, the last step 36 " in shown
+    assert "Measured: step 15 leaks in 2 of 24 other questions, the last step, 36, in " in shown
     assert "From the study in docs/checkpoints.md" in shown
 
 
