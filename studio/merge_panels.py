@@ -125,14 +125,14 @@ def _draw_plan(workspace: Workspace, run: Run, request: MergeRequest) -> bool:
         st.markdown(f"**{t('merge.before')}**")
         plan = plan_merge(workspace, run, request.dtype, request.max_shard_bytes)
         left, right = st.columns(2)
-        left.metric(t("merge.before_size"), size_words(plan.weight_bytes), t_plainly("merge.before_files", count=plan.files),
-                    delta_color="off", delta_arrow="off")
+        left.metric(t("merge.before_size"), size_words(plan.weight_bytes))
         right.metric(t("merge.before_format"), plan.dtype)
         left.metric(t("merge.before_parameters"), f"{plan.base.parameters / 1e6:,.0f} M")
         right.metric(t("merge.before_free"), size_words(plan.free_bytes))
         left.metric(t("merge.before_memory"), size_words(plan.memory_bytes), help=t("merge.before_memory_help"))
         right.metric(t("merge.before_free_memory"), size_words(plan.free_memory_bytes))
-        st.caption(t("merge.before_from", reference=" + ".join(request.models), base=run.recipe().model.source))
+        st.caption(t("merge.before_from", reference=" + ".join(request.models), base=run.recipe().model.source) + " "
+                   + t("merge.before_files", count=plan.files))
         if not plan.fits:
             st.error(t("merge.too_large"), icon=":material/error:")
         elif not plan.fits_memory:
@@ -182,8 +182,10 @@ def draw_models(workspace: Workspace, models: Sequence[Merged]) -> Merged:
     with st.container(border=True):
         draw_check(merged.report["verification"], is_kept=True)
         draw_combined(merged.report)
-        st.caption(t("merge.made_from", run=merged.run, step=merged.step, strength=f"{merged.strength:.0%}",
-                     dtype=merged.report["dtype"], size=size_words(merged.size_bytes), when=when(merged.report["created"])))
+        facts = {"strength": f"{merged.strength:.0%}", "dtype": merged.report["dtype"], "size": size_words(merged.size_bytes),
+                 "when": when(merged.report["created"])}
+        st.caption(t("merge.made_combined", **facts) if merged.report.get("combined") else
+                   t("merge.made_from", run=merged.run, step=merged.step, **facts))
         _draw_actions(workspace, merged)
     _draw_usage(workspace, merged)
     return merged
