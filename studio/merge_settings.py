@@ -31,7 +31,8 @@ def choose_combination(workspace: Workspace, run: Run, step: int) -> dict[str, A
         return {}
     kept = [other for other in st.session_state.get("merge_others", []) if other in known]
     st.session_state["merge_others"] = kept[:MOST_OTHERS]  # another run's snapshots may be over another base model
-    others = st.multiselect(t("merge.others"), known, key="merge_others", max_selections=MOST_OTHERS, placeholder=t_plainly("merge.others_placeholder"),
+    others = st.multiselect(t("merge.others"), known, key="merge_others", max_selections=MOST_OTHERS,
+                            placeholder=t_plainly("merge.others_placeholder"),
                             format_func=lambda name: name.removeprefix(f"{run.id}@"))
     how = st.selectbox(t("merge.how"), METHODS, key="merge_how", help=t("merge.how_help"),
                        format_func=lambda name: t_plainly(f"merge.how_{name}"))
