@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import StudioError
+from core.models.check import check_adapter
 from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
 from core.models.header import ModelHeader, read_header
 from core.runs import find_checkpoint, find_run
@@ -134,6 +135,8 @@ def find_model(workspace: Workspace, reference: str) -> Model:
         return Model(reference, base, system=recipe.data.system)
     if recipe.method.kind == "full":
         return Model(reference, checkpoint.folder, system=recipe.data.system)
+    if any(checkpoint.folder.glob("adapter_model.*")):
+        check_adapter(checkpoint.folder, base)
     return Model(reference, base, checkpoint.folder, _strength(strength_text), recipe.data.system)
 
 
