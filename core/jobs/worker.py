@@ -35,6 +35,8 @@ WORK: dict[str, tuple[str, bool]] = {
     "strengths": ("core.judge.strengths:strengths_job", True),
     "merge": ("core.merge.worker:merge_job", True),
     "ask": ("core.chat.ask:ask_job", True),
+    "convert-xtuner": ("core.convert.xtuner_run:convert_job", False),
+    "split": ("core.convert.split:split_job", False),
     "lesson": ("core.lesson:lesson_job", False),
 }
 HEARTBEAT_SECONDS = 2.0
