@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from core.convert.start import start_split, start_xtuner
+from core.convert.start import start_gguf, start_split, start_xtuner
 from core.words import Text
 from core.workspace import Workspace
 from studio.terminal import JsonOption, WorkspaceOption, follow, print_json, say
 
-app = typer.Typer(no_args_is_help=True, help="Convert: XTuner's checkpoints, shards of another size.")
+app = typer.Typer(no_args_is_help=True, help="Convert: XTuner's checkpoints, shards of another size, GGUF.")
 
 
 @app.command()
@@ -55,3 +55,29 @@ def split(model: Annotated[str, typer.Argument(help="A model: a name, a folder o
         print_json(result)
     elif result:
         say(f"{result['folder']}: {len(result['files'])} files.")
+
+
+@app.command()
+def gguf(model: Annotated[str, typer.Argument(help="A merged or added model; merge a checkpoint first.")],
+         to: Annotated[str, typer.Option(help="f16, q8_0, bf16 or f32.")] = "q8_0",
+         out: Annotated[str | None, typer.Option(help="The new folder; exports/NAME-FORMAT in the workspace if left out.")] = None,
+         json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Write a model as a GGUF file for llama.cpp, with a Modelfile for Ollama; it is loaded back and compared before it is kept.
+
+    Example: sweetspot convert gguf alex --to q8_0
+    """
+    job = start_gguf(Workspace.open(workspace), model, to, out)
+    result = follow(job, is_silent=json).result or {}
+    notes = [str(Text.from_json(note)) for note in result.get("notes", [])]
+    if json:
+        print_json(result | {"notes": notes})
+    elif result:
+        for note in notes:
+            say(f"Note: {note}")
+        check = result["check"]
+        say(f"{result['file']}: {result['bytes'] / 1e6:.0f} MB.")
+        say(f"Not compared: {check['skipped']}." if check["skipped"] else
+            f"Loaded back: {check['prompts']} prompts, logits within {check['largest_difference']:.2g} (they spread by "
+            f"{check['spread']:.2g}), the same first choice at {check['same_choice']:.1%} of the positions.")
+        if result["modelfile"]:
+            say(f"With Ollama: cd {result['folder']} && ollama create {model} -f Modelfile")
