@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from core.errors import StudioError
 from core.jobs.folder import Job, create_job, new_job_id
 from core.jobs.launch import start_job
+from core.merge.request import parse_size
 from core.models.catalogue import find_base, new_model_folder
 from core.runs import find_run
 from core.workspace import Workspace, check_name, explain_full_disk, read_json, slug
 
 GGUF_FORMATS = ("f16", "q8_0", "bf16", "f32")
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
-_SMALLEST_SHARD = 1_000_000
 
 
 def start_xtuner(workspace: Workspace, source: str, name: str, base: str, config: str | None = None, alpha: int | None = None,
@@ -98,19 +96,6 @@ def system_of(workspace: Workspace, folder: Path) -> str | None:
         return find_run(workspace, str(read_json(folder / "merge.json")["model"]).partition("@")[0]).recipe().data.system
     except (OSError, ValueError, KeyError, TypeError, StudioError):
         return None
-
-
-def parse_size(text: str) -> int:
-    """`2GB`, `500MB` or a number of bytes, in powers of ten as transformers counts them.
-
-    Raises:
-        StudioError: it is none, or below a megabyte.
-    """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmg]?)b?\s*", text.lower())
-    size = round(float(match.group(1)) * _UNITS[match.group(2)]) if match else 0
-    if size < _SMALLEST_SHARD:
-        raise StudioError("{text!r} is no size of a file.", "Use at least 1MB; for example 2GB or 500MB.", text=text)
-    return size
 
 
 def _start(workspace: Workspace, kind: str, subject: str, spec: dict[str, Any]) -> Job:

@@ -37,6 +37,7 @@ WORK: dict[str, tuple[str, bool]] = {
     "ask": ("core.chat.ask:ask_job", True),
     "convert-xtuner": ("core.convert.xtuner_run:convert_job", False),
     "split": ("core.convert.split:split_job", False),
+    "add-model": ("core.models.add:add_job", False),
     "gguf": ("core.convert.gguf_job:gguf_job", False),
     "lesson": ("core.lesson:lesson_job", False),
 }

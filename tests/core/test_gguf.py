@@ -13,7 +13,7 @@ from core.convert.gguf_export import export_gguf, interleave_halves
 from core.convert.gguf_job import LARGEST_SHIFT, check_file, gguf_job, refuse_another_model
 from core.convert.gguf_vocabulary import read_vocabulary
 from core.convert.ollama import FAMILIES, modelfile, ollama_family
-from core.convert.start import parse_size, start_gguf
+from core.convert.start import start_gguf
 from core.data.encode import Encoder
 from core.errors import StudioError
 from core.jobs.folder import JobState
@@ -147,13 +147,6 @@ def test_go_templates_write_what_their_families_write(tiny_model: Path) -> None:
 def test_other_templates_are_refused_for_ollama(template: str, tiny_model: Path) -> None:
     with pytest.raises(StudioError, match="of no family that can be written for Ollama"):
         ollama_family(with_template(tiny_model, template))
-
-
-def test_sizes() -> None:
-    assert [parse_size(text) for text in ("2GB", "500 mb", "1.5g", "2000000")] == [2_000_000_000, 500_000_000, 1_500_000_000, 2_000_000]
-    for text in ("", "0", "-1GB", "two", "1KB", "9" * 30 + "GB"):
-        with pytest.raises(StudioError, match="no size of a file"):
-            parse_size(text)
 
 
 def test_values_beyond_sixteen_bits_are_refused(tiny_model: Path, tmp_path: Path) -> None:
