@@ -38,6 +38,7 @@ WORK: dict[str, tuple[str, bool]] = {
     "convert-xtuner": ("core.convert.xtuner_run:convert_job", False),
     "split": ("core.convert.split:split_job", False),
     "add-model": ("core.models.add:add_job", False),
+    "publish": ("core.convert.publish_job:publish_job", False),
     "gguf": ("core.convert.gguf_job:gguf_job", False),
     "lesson": ("core.lesson:lesson_job", False),
 }
