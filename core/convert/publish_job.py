@@ -9,17 +9,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.convert.card import Story, model_card, story_of
 from core.errors import StudioError
 from core.jobs.folder import Job, create_job, new_job_id
-from core.jobs.worker import Recorder
+from core.jobs.launch import start_job
 from core.models.catalogue import find_base, find_model, is_hub_id
 from core.models.check import check_model
 from core.runs import find_checkpoint, find_run
 from core.words import Text
 from core.workspace import Workspace, fill_folder, read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from core.jobs.worker import Recorder
 
 HUBS = ("huggingface", "modelscope")
 _SENT = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -44,7 +47,7 @@ def publish_job_for(workspace: Workspace, model: str, repository: str, hub: str 
     folder, _ = _what(workspace, model)
     if "@" not in model:
         check_model(folder)
-    target = Path(out).expanduser().absolute() if out else workspace.root / "exports" / f"publish-{repository.replace('/', '--').lower()}"
+    target = Path(out).expanduser().absolute() if out else dry_run_folder(workspace, repository)
     if target.exists():
         raise StudioError("{path} exists already.", "Choose another name, or delete the old one first.", path=target)
     if not dry_run:
@@ -52,6 +55,23 @@ def publish_job_for(workspace: Workspace, model: str, repository: str, hub: str 
     return create_job(workspace.jobs / new_job_id("publish", repository.rsplit("/", 1)[-1]), "publish", {
         "model": model, "repository": repository, "hub": hub, "public": public, "dry_run": dry_run, "licence": licence,
         "target": str(target)})
+
+
+def start_dry_run(workspace: Workspace, model: str, repository: str) -> Job:
+    """Start writing the folder that a publishing would send; the folder of an earlier dry run makes room.
+
+    Raises:
+        StudioError: see `publish_job_for`.
+    """
+    if is_hub_id(repository):
+        shutil.rmtree(dry_run_folder(workspace, repository), ignore_errors=True)
+    job = publish_job_for(workspace, model, repository, dry_run=True)
+    start_job(job)
+    return job
+
+
+def dry_run_folder(workspace: Workspace, repository: str) -> Path:
+    return workspace.root / "exports" / f"publish-{repository.replace('/', '--').lower()}"
 
 
 def _what(workspace: Workspace, model: str) -> tuple[Path, Story]:
