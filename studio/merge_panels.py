@@ -22,12 +22,14 @@ from core.merge.library import (
 from core.merge.request import DTYPES, MergeRequest
 from core.runs import Run
 from core.workspace import Workspace
+from studio.export_panels import draw_exports
 from studio.i18n import plain, t, t_plainly
 from studio.merge_report import draw_combined, draw_differences, draw_quantised
 from studio.merge_settings import choose_combination, choose_storage
 from studio.moments import when
 from studio.panels import current_run_name, draw_failure, errors_in_words, go_to, same_command, watch_job
 from studio.session import RUN
+from studio.sizes import size_words
 
 _MODEL = "model"  # in the address: the merged model to look at
 
@@ -141,13 +143,6 @@ def _draw_plan(workspace: Workspace, run: Run, request: MergeRequest) -> bool:
     return False
 
 
-def size_words(size_bytes: float) -> str:
-    """`538 MB`, `2.1 GB`, `69 GB`."""
-    if size_bytes < 1e9:
-        return f"{size_bytes / 1e6:,.0f} MB"
-    return f"{size_bytes / 1e9:,.{1 if size_bytes < 1e10 else 0}f} GB"
-
-
 def draw_last_merge(workspace: Workspace) -> bool:
     """A merge under way, or one that was not kept; True while one is under way."""
     job = newest_merge(workspace)
@@ -188,6 +183,7 @@ def draw_models(workspace: Workspace, models: Sequence[Merged]) -> Merged:
                    t("merge.made_from", run=merged.run, step=merged.step, **facts))
         _draw_actions(workspace, merged)
     _draw_usage(workspace, merged)
+    draw_exports(workspace, merged)
     return merged
 
 
