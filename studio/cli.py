@@ -12,7 +12,7 @@ from core.errors import StudioError
 from core.machine import Finding, diagnose, read_machine
 from core.words import Text
 from core.workspace import Workspace
-from studio.commands import chat, data, housekeeping, judge, lesson, merge, models, recipe, remedy, runs, serve
+from studio.commands import chat, convert, data, housekeeping, judge, lesson, merge, models, publish, recipe, remedy, runs, serve
 from studio.launch import DEFAULT_PORT, check_port, launch
 from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say, say_problem
 
@@ -24,6 +24,8 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(runs.run_app, name="run")
 app.add_typer(models.app, name="models")
 app.add_typer(housekeeping.app, name="workspace")
+app.add_typer(convert.app, name="convert")
+app.command()(publish.publish)
 app.command()(lesson.lesson)
 app.command()(runs.train)
 app.command("runs")(runs.show_runs)

@@ -22,12 +22,14 @@ from core.merge.library import (
 from core.merge.request import DTYPES, MergeRequest
 from core.runs import Run
 from core.workspace import Workspace
+from studio.export_panels import draw_exports
 from studio.i18n import plain, t, t_plainly
 from studio.merge_report import draw_combined, draw_differences, draw_quantised
 from studio.merge_settings import choose_combination, choose_storage
 from studio.moments import when
 from studio.panels import current_run_name, draw_failure, errors_in_words, go_to, same_command, watch_job
 from studio.session import RUN
+from studio.sizes import size_words
 
 _MODEL = "model"  # in the address: the merged model to look at
 
@@ -125,27 +127,20 @@ def _draw_plan(workspace: Workspace, run: Run, request: MergeRequest) -> bool:
         st.markdown(f"**{t('merge.before')}**")
         plan = plan_merge(workspace, run, request.dtype, request.max_shard_bytes)
         left, right = st.columns(2)
-        left.metric(t("merge.before_size"), size_words(plan.weight_bytes), t_plainly("merge.before_files", count=plan.files),
-                    delta_color="off", delta_arrow="off")
+        left.metric(t("merge.before_size"), size_words(plan.weight_bytes))
         right.metric(t("merge.before_format"), plan.dtype)
         left.metric(t("merge.before_parameters"), f"{plan.base.parameters / 1e6:,.0f} M")
         right.metric(t("merge.before_free"), size_words(plan.free_bytes))
         left.metric(t("merge.before_memory"), size_words(plan.memory_bytes), help=t("merge.before_memory_help"))
         right.metric(t("merge.before_free_memory"), size_words(plan.free_memory_bytes))
-        st.caption(t("merge.before_from", reference=" + ".join(request.models), base=run.recipe().model.source))
+        st.caption(t("merge.before_from", reference=" + ".join(request.models), base=run.recipe().model.source) + " "
+                   + t("merge.before_files", count=plan.files))
         if not plan.fits:
             st.error(t("merge.too_large"), icon=":material/error:")
         elif not plan.fits_memory:
             st.warning(t("merge.little_memory"), icon=":material/memory:")
         return plan.fits
     return False
-
-
-def size_words(size_bytes: float) -> str:
-    """`538 MB`, `2.1 GB`, `69 GB`."""
-    if size_bytes < 1e9:
-        return f"{size_bytes / 1e6:,.0f} MB"
-    return f"{size_bytes / 1e9:,.{1 if size_bytes < 1e10 else 0}f} GB"
 
 
 def draw_last_merge(workspace: Workspace) -> bool:
@@ -182,10 +177,13 @@ def draw_models(workspace: Workspace, models: Sequence[Merged]) -> Merged:
     with st.container(border=True):
         draw_check(merged.report["verification"], is_kept=True)
         draw_combined(merged.report)
-        st.caption(t("merge.made_from", run=merged.run, step=merged.step, strength=f"{merged.strength:.0%}",
-                     dtype=merged.report["dtype"], size=size_words(merged.size_bytes), when=when(merged.report["created"])))
+        facts = {"strength": f"{merged.strength:.0%}", "dtype": merged.report["dtype"], "size": size_words(merged.size_bytes),
+                 "when": when(merged.report["created"])}
+        st.caption(t("merge.made_combined", **facts) if merged.report.get("combined") else
+                   t("merge.made_from", run=merged.run, step=merged.step, **facts))
         _draw_actions(workspace, merged)
     _draw_usage(workspace, merged)
+    draw_exports(workspace, merged)
     return merged
 
 

@@ -13,6 +13,7 @@ from core.runs import Run
 from core.workspace import Workspace
 from studio.i18n import t, t_plainly
 
+MOST_OTHERS = 7  # more make a command that nobody reads, and "select all" one click away
 SIZES = ("", "500MB", "1GB", "2GB", "5GB")
 
 
@@ -29,8 +30,9 @@ def choose_combination(workspace: Workspace, run: Run, step: int) -> dict[str, A
         st.info(t("merge.combine_none"), icon=":material/info:")
         return {}
     kept = [other for other in st.session_state.get("merge_others", []) if other in known]
-    st.session_state["merge_others"] = kept  # another run's snapshots may be over another base model
-    others = st.multiselect(t("merge.others"), known, key="merge_others", placeholder=t_plainly("merge.others_placeholder"),
+    st.session_state["merge_others"] = kept[:MOST_OTHERS]  # another run's snapshots may be over another base model
+    others = st.multiselect(t("merge.others"), known, key="merge_others", max_selections=MOST_OTHERS,
+                            placeholder=t_plainly("merge.others_placeholder"),
                             format_func=lambda name: name.removeprefix(f"{run.id}@"))
     how = st.selectbox(t("merge.how"), METHODS, key="merge_how", help=t("merge.how_help"),
                        format_func=lambda name: t_plainly(f"merge.how_{name}"))

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
-import jinja2.ext
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
+from core.data.template import compile_template
 from core.errors import StudioError
 
 Message = dict[str, Any]
@@ -59,7 +57,7 @@ class Encoder:
         self.special = special
         self.end_ids = tuple(end_ids)
         self.system = system
-        self._render = _compile(template)
+        self._render = compile_template(template)
 
     @classmethod
     def from_folder(cls, folder: Path, system: str | None = None) -> Encoder:
@@ -76,8 +74,8 @@ class Encoder:
         if not path.exists():
             raise StudioError("The model in {folder} has no tokenizer.json.",
                               "Copy the tokenizer files beside the weights; every recent model has them.", folder=folder)
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.from_file(str(path))
+        config = _read_settings(folder / "tokenizer_config.json")
+        tokenizer = _read_tokenizer(path)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         template = _read_template(folder, config)
@@ -248,12 +246,31 @@ def hash_ids(ids: Sequence[int]) -> str:
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
 
 
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
+        raise StudioError("{path} is cut off or damaged.", "Copy or download this file again.", path=path) from error
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file of settings beside a tokenizer; without one there are none."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise StudioError("{path} is cut off or damaged.", "Copy or download this file again.", path=path)
+    return settings
+
+
 def _read_template(folder: Path, config: dict[str, Any]) -> str:
     path = folder / "chat_template.jinja"
     template = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
     if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    if not template:
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+    if not isinstance(template, str) or not template:
         raise StudioError("The model in {folder} has no chat template; it is a base model, not a chat model.",
                           "Choose the chat (instruct) version of this model.", folder=folder)
     return template
@@ -271,7 +288,7 @@ def _end_ids(folder: Path, tokenizer: Tokenizer, special: dict[str, str | None],
         ids.append(token)
     path = folder / "generation_config.json"
     if path.exists():
-        configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        configured = _read_settings(path).get("eos_token_id")
         ids.extend(configured if isinstance(configured, list) else [] if configured is None else [configured])
     for name in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"):
         if name in template and (token := tokenizer.token_to_id(name)) is not None:
@@ -280,24 +297,3 @@ def _end_ids(folder: Path, tokenizer: Tokenizer, special: dict[str, str | None],
         raise StudioError("The model in {folder} names no end token.", "Add eos_token to its tokenizer_config.json.",
                           folder=folder)
     return list(dict.fromkeys(ids))
-
-
-def _compile(template: str) -> Callable[..., str]:
-    """Compile a chat template in a sandbox with the few extras that published templates rely on."""
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
-    sandbox.filters["tojson"] = to_json
-    sandbox.globals["raise_exception"] = refuse
-    sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return sandbox.from_string(template).render
-    except jinja2.TemplateError as error:
-        raise StudioError("The chat template cannot be read: {reason}.", "Copy chat_template.jinja from the model's source again.",
-                          reason=error) from error

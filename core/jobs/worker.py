@@ -26,7 +26,6 @@ from core.workspace import Workspace
 # kind -> (function that does it, whether it needs the device for itself)
 WORK: dict[str, tuple[str, bool]] = {
     "prepare": ("core.models.embedded:prepare_job", False),
-    "internlm2": ("core.models.internlm2_convert:internlm2_job", False),
     "import": ("core.data.import_job:import_job", False),
     "replay": ("core.data.replay:replay_job", True),
     "train": ("core.train.worker:train_job", True),
@@ -35,6 +34,11 @@ WORK: dict[str, tuple[str, bool]] = {
     "strengths": ("core.judge.strengths:strengths_job", True),
     "merge": ("core.merge.worker:merge_job", True),
     "ask": ("core.chat.ask:ask_job", True),
+    "convert-xtuner": ("core.convert.xtuner_run:convert_job", False),
+    "split": ("core.convert.split:split_job", False),
+    "add-model": ("core.models.add:add_job", False),
+    "publish": ("core.convert.publish_job:publish_job", False),
+    "gguf": ("core.convert.gguf_job:gguf_job", False),
     "lesson": ("core.lesson:lesson_job", False),
 }
 HEARTBEAT_SECONDS = 2.0

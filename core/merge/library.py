@@ -11,7 +11,6 @@ import psutil
 
 from core.data.store import free_name
 from core.errors import StudioError
-from core.housekeeping.trash import throw_away
 from core.jobs.active import active_jobs, newest_job
 from core.jobs.folder import Job
 from core.jobs.launch import start_job
@@ -19,6 +18,7 @@ from core.jobs.once import one_at_a_time
 from core.merge.request import DTYPES as DTYPES
 from core.merge.request import Dtype, MergeRequest, find_sources, merge_job_for
 from core.models.catalogue import find_base, new_model_folder
+from core.models.delete import delete_model
 from core.models.header import ModelHeader, read_header, weight_files
 from core.recipe.memory import RUNTIME_BYTES
 from core.runs import Run, list_runs
@@ -197,9 +197,9 @@ def delete_merged(workspace: Workspace, name: str) -> None:
     """Move a merged model to the trash; its run and checkpoints stay.
 
     Raises:
-        StudioError: there is none of this name.
+        StudioError: there is none of this name, or something needs it.
     """
     folder = workspace.models / check_name(name, "model")
     if not (folder / "merge.json").exists():
         raise StudioError("No merged model is called {name}.", "`sweetspot models list` shows the models that are here.", name=name)
-    throw_away(workspace, folder)
+    delete_model(workspace, name)

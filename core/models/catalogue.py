@@ -3,7 +3,7 @@
     embedded            the model that comes with Sweetspot
     alex                models/alex: a merged model, or one that was added
     /data/llama         a folder on this machine
-    org/name            a repository on the model hub (downloaded once)
+    org/name            a repository on the model hub (downloaded once); hf:org/name where a folder of that name lies here
     RUN@12  RUN@pick    a checkpoint: its run's base model with the adapter of that step; RUN@12*0.5 at half strength
     RUN@last  RUN@good  the last one; the last one before the alert
 """
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import StudioError
+from core.models.check import check_adapter
 from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
 from core.models.header import ModelHeader, read_header
 from core.runs import find_checkpoint, find_run
 from core.workspace import Workspace, check_name
 
+HUB = "hf:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -44,7 +46,7 @@ def find_base(workspace: Workspace, source: str) -> Path:
         if not is_prepared(workspace):
             raise StudioError("The embedded model is not prepared yet.", "Run `sweetspot models add embedded` once (about 20 seconds).")
         return embedded_folder(workspace)
-    if "/" not in source and _is_folder(workspace.models / source):
+    if "/" not in source and is_folder(workspace.models / source):
         return workspace.models / check_name(source, "model")
     if source.startswith(("/", ".", "~")):
         folder = Path(source)
@@ -52,11 +54,14 @@ def find_base(workspace: Workspace, source: str) -> Path:
             folder = folder.expanduser()
         except RuntimeError:
             pass  # the home of a user who does not exist
-        if not _is_folder(folder):
+        if not is_folder(folder):
             raise StudioError("There is no model folder at {folder}.", "`sweetspot models list` shows the models that are here.",
                               folder=folder)
         return folder.resolve()
-    if _HUB_ID.fullmatch(source):
+    if source.startswith(HUB) and is_hub_id(source.removeprefix(HUB)):
+        return _from_hub(source.removeprefix(HUB))
+    refuse_two_meanings(source)
+    if is_hub_id(source):
         return _from_hub(source)
     raise StudioError("No model is called {name}.", "Use `embedded`, a name from `sweetspot models list`, a folder, or a hub id "
                       "such as HuggingFaceTB/SmolLM2-135M-Instruct.", name=source)
@@ -70,8 +75,11 @@ def find_local_base(workspace: Workspace, source: str) -> Path | None:
     """
     if source in ("embedded", EMBEDDED_NAME) and not is_prepared(workspace):
         return None
-    is_hub_id = _HUB_ID.fullmatch(source) and not _is_folder(workspace.models / source)
-    return _hub_copy(source) if is_hub_id and "/" in source else find_base(workspace, source)
+    if source.startswith(HUB) and is_hub_id(source.removeprefix(HUB)):
+        return _hub_copy(source.removeprefix(HUB))
+    refuse_two_meanings(source)
+    is_on_hub = is_hub_id(source) and not is_folder(workspace.models / source)
+    return _hub_copy(source) if is_on_hub else find_base(workspace, source)
 
 
 def _hub_copy(repository: str) -> Path | None:
@@ -97,7 +105,19 @@ def new_model_folder(workspace: Workspace, name: str) -> Path:
     return target
 
 
-def _is_folder(path: Path) -> bool:
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form `org/name`."""
+    return bool(_HUB_ID.fullmatch(text))
+
+
+def refuse_two_meanings(source: str) -> None:
+    """Raises StudioError for `org/name` where a folder of that name lies here: nobody could tell which one was used."""
+    if is_hub_id(source) and is_folder(Path(source)):
+        raise StudioError("{source} is a folder here and the form of a hub id.", "Write ./{source} for the folder, or hf:{source} for the "
+                          "hub.", source=source)
+
+
+def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # a name longer than the file system takes, a folder one may not enter
@@ -134,6 +154,8 @@ def find_model(workspace: Workspace, reference: str) -> Model:
         return Model(reference, base, system=recipe.data.system)
     if recipe.method.kind == "full":
         return Model(reference, checkpoint.folder, system=recipe.data.system)
+    if any(checkpoint.folder.glob("adapter_model.*")):
+        check_adapter(checkpoint.folder, base)
     return Model(reference, base, checkpoint.folder, _strength(strength_text), recipe.data.system)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import StudioError
 from core.jobs.once import one_at_a_time
+from core.models.gguf_reading import as_plain_model, load_gguf, tidy_tokenizer_config
 from core.words import Text
 from core.workspace import Workspace, fill_folder, write_json
 
@@ -81,47 +82,19 @@ def _prepare(target: Path, recorder: Recorder | None) -> None:
     say(0, Text("checking the embedded model"))
     check_hash(source)
     say(1, Text("reading the embedded model"))
-    model, tokenizer = _read_gguf(source)
+    quantised, tokenizer = load_gguf(source)
+    model = as_plain_model(quantised)
     say(2, Text("saving the embedded model"))
     shutil.rmtree(target, ignore_errors=True)  # without its weights it is of no use
     with fill_folder(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _tidy_tokenizer_config(folder)
+        tidy_tokenizer_config(folder, 8192)
         write_json(folder / "model.json", {
             "name": EMBEDDED_NAME, "source": f"{_PACKAGE}/{_FILE}", "sha256": _SHA256, "licence": "Apache-2.0",
             "note": "4-bit weights (Q4_1) of HuggingFaceTB/SmolLM2-135M-Instruct, widened to float32",
         })
     say(3, Text("saving the embedded model"))
-
-
-def _read_gguf(source: Path) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    config = quantised.config
-    del config.quantization_config  # with it the model refuses to be saved
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(quantised.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = quantised.generation_config
-    return model, tokenizer
-
-
-def _tidy_tokenizer_config(folder: Path) -> None:
-    """Name the tokenizer class so that transformers 4 can load the folder too, and drop what only describes this machine."""
-    import json
-
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("is_local", "local_files_only", "backend"):
-        config.pop(key, None)
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config["model_max_length"] = 8192
-    write_json(path, config)
 
 
 def prepare_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:

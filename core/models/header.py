@@ -107,7 +107,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
     """
     tensors: dict[str, tuple[str, list[int]]] = {}
     for path in weight_files(folder):
-        for name, entry in _safetensors_header(path).items():
+        for name, entry in safetensors_header(path).items():
             if name != "__metadata__":
                 tensors[name] = (entry["dtype"], entry["shape"])
     if not tensors:
@@ -149,7 +149,12 @@ def _no_weights(folder: Path) -> StudioError:
                        folder=folder)
 
 
-def _safetensors_header(path: Path) -> dict:
+def safetensors_header(path: Path) -> dict:
+    """Name -> dtype, shape and place of each tensor of a file.
+
+    Raises:
+        StudioError: the file is cut off or damaged.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         prefix = stream.read(8)

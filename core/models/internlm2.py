@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import StudioError
-from core.jobs.folder import Job, create_job, new_job_id
-from core.models.catalogue import new_model_folder
 from core.models.header import read_config
-from core.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +36,6 @@ def is_internlm2(folder: Path) -> bool:
         StudioError: there is no readable config.json.
     """
     return read_config(folder).get("model_type") == MODEL_TYPE
-
-
-def add_internlm2(workspace: Workspace, source: Path, name: str) -> Job:
-    """A job, not started, that converts the InternLM2 in `source` to `models/<name>`.
-
-    Raises:
-        StudioError: the name is unusable or taken.
-    """
-    new_model_folder(workspace, name)
-    return create_job(workspace.jobs / new_job_id("internlm2", name), "internlm2", {"source": str(source.resolve()), "name": name})
 
 
 def split_packed_rows(rows: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Converting a folder of InternLM2 to Llama's layout, as a job: tensor by tensor, tokenizer repaired, nothing of the folder executed.
+"""Converting a folder of InternLM2 to Llama's layout: tensor by tensor, tokenizer repaired, nothing of the folder executed.
 
 Measured before it was written: with random weights the logits agree with the published code to 6e-7 (no scaling, dynamic RoPE within and
 beyond the trained length, bias), and the tokenizer read this way agrees with the published one on 1148 of 1148 texts, where the classes
@@ -18,16 +18,12 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from core.errors import StudioError
-from core.jobs.folder import Job
-from core.jobs.worker import Recorder
-from core.models.catalogue import new_model_folder
 from core.models.header import read_config
 from core.models.internlm2 import is_internlm2, llama_config, llama_names, split_packed_rows
 from core.models.portable import CLASS_OF_BOTH, make_portable
 from core.models.sentencepiece import build_tokenizer, check_tokenizer, read_proto
 from core.models.shards import Entry, Stored, stored_tensors, write_files
-from core.words import Text
-from core.workspace import Workspace, fill_folder, read_json, write_json
+from core.workspace import fill_folder, read_json, write_json
 
 END_OF_TURN = "<|im_end|>"
 _REFUSED = re.compile(r"(?:GLOBAL|[Uu]nsupported class|[Uu]nsupported operand) ([\w.$]+)")
@@ -202,12 +198,3 @@ def _added_token(entry: Any) -> AddedToken:
 
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
-
-
-def internlm2_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:
-    """Work of an `internlm2` job: convert `spec["source"]` into `models/<spec["name"]>`."""
-    spec = job.spec()
-    target = new_model_folder(workspace, spec["name"])
-    convert_internlm2(Path(spec["source"]), target,
-                      lambda done, total: recorder.progress(done, total, Text("converting InternLM2 to Llama's layout")))
-    return {"name": spec["name"], "folder": str(target)}

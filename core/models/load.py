@@ -11,7 +11,8 @@ from transformers.utils import logging
 
 from core.errors import StudioError
 from core.machine import processor_threads
-from core.models.header import HEAD_NAMES, weight_files
+from core.models.check import check_model
+from core.models.header import HEAD_NAMES
 
 
 def choose_device(kind: str) -> str:
@@ -47,7 +48,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, quantization: str 
     """
     logging.disable_progress_bar()  # a bar in a log file is noise
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or processor_threads()))
-    weight_files(folder)
+    check_model(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map=None if is_divided else {"": device}, local_files_only=True, trust_remote_code=False,

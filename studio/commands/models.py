@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from core.data.store import free_name
 from core.errors import StudioError
 from core.jobs.folder import create_job, new_job_id
 from core.jobs.launch import start_job
+from core.machine import read_gpus
+from core.models.add import add_model_job
 from core.models.catalogue import find_base, list_models
+from core.models.delete import delete_model, find_deletable
+from core.models.describe import describe_model
 from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
-from core.models.header import read_header
-from core.models.internlm2 import add_internlm2, is_internlm2
-from core.workspace import Workspace, check_name, slug
+from core.models.gguf_reading import read_gguf_header
+from core.workspace import Workspace
 from studio.terminal import JsonOption, WorkspaceOption, confirm, follow, print_json, print_table, say
 
 app = typer.Typer(no_args_is_help=True, help="Models: list, add, show, delete.")
@@ -42,58 +44,71 @@ def list_all(json: JsonOption = False, workspace: WorkspaceOption = None) -> Non
 
 
 @app.command()
-def add(source: Annotated[str, typer.Argument(help="embedded, a folder, or a hub id.")],
-        name: Annotated[str | None, typer.Option(help="Of a model that is converted (InternLM2); else its folder's.")] = None,
+def add(source: Annotated[str, typer.Argument(help="embedded, a folder, a .gguf file, a hub id (org/name), or modelscope:org/name.")],
+        name: Annotated[str | None, typer.Option(help="What to call it; else by its folder or id.")] = None,
+        copy: Annotated[bool, typer.Option("--copy", help="Copy the files into the workspace instead of linking their folder.")] = False,
         json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Prepare the embedded model, fetch one from the hub, or convert an InternLM2 to Llama's layout.
+    """Add a model: it is checked, then linked; a GGUF file and an InternLM2 are converted. No code of a model's own is run.
 
-    Example: sweetspot models add embedded
+    Example: sweetspot models add Qwen/Qwen2.5-0.5B-Instruct
     """
     place = Workspace.open(workspace)
-    if source == "embedded" and not is_prepared(place):
-        job = create_job(place.jobs / new_job_id("prepare", "embedded"), "prepare", {})
-        start_job(job)
-        follow(job, is_silent=json)
-    folder = embedded_folder(place) if source == "embedded" else find_base(place, source)
-    if is_internlm2(folder):
-        job = add_internlm2(place, folder, name or free_name(place.models, slug(folder.name) or "internlm2"))
-        start_job(job)
-        follow(job, is_silent=json)
-        source = job.spec()["name"]
-        folder = place.models / source
-    if json:
-        print_json({"name": EMBEDDED_NAME if source == "embedded" else source, "folder": str(folder)})
+    if source == "embedded":
+        if not is_prepared(place):
+            job = create_job(place.jobs / new_job_id("prepare", "embedded"), "prepare", {})
+            start_job(job)
+            follow(job, is_silent=json)
+        result = {"name": EMBEDDED_NAME, "folder": str(embedded_folder(place))}
     else:
-        say(f"{source} is ready in {folder}")
+        job = add_model_job(place, source, name, copy)
+        start_job(job)
+        result = follow(job, is_silent=json).result or {}
+    if json:
+        print_json(result)
+    elif result:
+        say(f"{result['name']} is ready in {result['folder']}")
+        say(f"See what it is: sweetspot models show {result['name']}")
 
 
 @app.command()
-def show(name: str, json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Show what a model's folder says about itself, without loading it.
+def show(name: Annotated[str, typer.Argument(help="A model of the workspace, a folder, or a .gguf file.")], json: JsonOption = False,
+         workspace: WorkspaceOption = None) -> None:
+    """Show what a model's folder says about itself, and what memory it needs, without loading it.
 
     Example: sweetspot models show embedded
     """
-    folder = find_base(Workspace.open(workspace), name)
-    header = read_header(folder)
-    if json:
-        print_json({"folder": str(folder)} | header.model_dump())
+    place = Workspace.open(workspace)
+    if name.lower().endswith(".gguf"):
+        facts = read_gguf_header(Path(name).expanduser())
     else:
-        print_table(["fact", "value"], [["folder", folder], *header.model_dump().items()])
+        facts = describe_model(find_base(place, name), "cuda" if read_gpus() else "cpu")
+    if json:
+        print_json(facts)
+    else:
+        print_table(["fact", "value"], [row for key, value in facts.items() for row in _fact(key, value)])
+
+
+def _fact(key: str, value: Any) -> list[list[Any]]:
+    """A fact as rows for people: bytes as GB, a dict as a row each."""
+    if isinstance(value, dict):
+        return [row for part, inner in value.items() for row in _fact(f"{key} ({part})", inner)]
+    if key.startswith("memory_") or key.endswith("_bytes"):
+        return [[key, f"{value / 1e9:.2f} GB"]]
+    return [[key, ", ".join(map(str, value)) if isinstance(value, list) else value]]
 
 
 @app.command()
 def delete(name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, json: JsonOption = False,
            workspace: WorkspaceOption = None) -> None:
-    """Delete a model from the workspace.
+    """Delete a model from the workspace; one that a run or a job needs is kept.
 
     Example: sweetspot models delete alex --yes
     """
-    folder = Workspace.open(workspace).models / check_name(name, "model")
-    if not folder.is_dir():
-        raise StudioError("No model is called {name}.", "`sweetspot models list` shows the models that are here.", name=name)
+    place = Workspace.open(workspace)
+    find_deletable(place, name)
     if not yes:
         confirm(f"Delete the model {name}?")
-    shutil.rmtree(folder)
+    delete_model(place, name)
     if json:
         print_json({"deleted": name})
     else:

@@ -175,6 +175,23 @@ def test_an_adapter_with_more_than_lora_is_named(parts, tmp_path) -> None:
         read_deltas(Adapter("x", other))
 
 
+def test_a_layer_may_have_a_scale_of_its_own(parts, tmp_path) -> None:
+    """PEFT's alpha_pattern and rank_pattern: the first that a module's name ends with."""
+    import shutil
+
+    import torch
+
+    from core.chat.stacked import Adapter, read_deltas
+
+    other = shutil.copytree(parts[0], tmp_path / "other")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"1.self_attn.q_proj": 24, "proj": 99}}))
+    plain, own = read_deltas(Adapter("a", parts[0])), read_deltas(Adapter("b", other))
+    for module, (_, b) in plain.items():
+        factor = 3.0 if module == "model.layers.1.self_attn.q_proj" else 1.0  # 24 / 4 instead of 8 / 4; "proj" is no whole name
+        assert torch.allclose(own[module][1], b * factor)
+
+
 @pytest.mark.parametrize(("how", "count", "weights", "problem"), [
     ("mean", 2, None, "'mean' is no way"), ("cat", 1, None, "nothing to combine"), ("cat", 2, [1], "2 adapters and 1 weights"),
     ("cat", 2, [0, 0], "leave nothing"), ("ties", 2, [float("nan"), 1], "leave nothing"), ("average", 2, [2, -1], "no negative")])

@@ -13,7 +13,7 @@ from core.jobs.process import ProcessIdentity
 from core.runs import Run
 from core.words import Text
 from core.workspace import Workspace, read_json, write_json
-from studio.merge_panels import size_words
+from studio.sizes import size_words
 from tests.pages.conftest import keys, texts
 
 Open = Callable[..., AppTest]
@@ -281,3 +281,33 @@ def test_the_report_tells_what_was_combined_and_what_four_bits_changed(open_app:
     assert "Linear" in shown and "1.97 times as strong as the weighted sum" in shown
     assert "33 of 34 answers are the same" in shown and "Answers that the other weights changed" in shown
     assert app.radio(key="merge_onto").value == "base"
+# --- taking it elsewhere ---
+
+
+def test_a_gguf_file_is_asked_for_and_its_check_is_told(open_app: Open, made_run: MakeRun, made_merge: MakeMerge, tiny_model: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Job] = []
+    monkeypatch.setattr("core.convert.start.start_job", jobs.append)
+    monkeypatch.setattr("core.convert.publish_job.start_job", jobs.append)
+    made_merge(made_run(base=str(tiny_model)), "alex")
+    for path in tiny_model.iterdir():
+        (Workspace.open().models / "alex" / path.name).write_bytes(path.read_bytes())
+    app = open_app("merge")
+    app.selectbox(key="merge_gguf_format").set_value("f16").run()
+    app.button(key="merge_gguf_start").click().run()
+    assert not app.exception and jobs[0].spec()["form"] == "f16" and jobs[0].spec()["model"] == "alex"
+    check = {"prompts": 4, "same_ids": True, "largest_difference": 0.04, "spread": 8.0, "same_choice": 0.99, "skipped": None}
+    jobs[0].write_state(JobState(kind="gguf", state="finished", created=0, result={
+        "file": "/exports/alex-f16/alex-f16.gguf", "bytes": 270e6, "check": check,
+        "notes": [Text("no Modelfile for Ollama: {reason}", reason="why").to_json()]}))
+    app.text_input(key="merge_publish_alex").set_value("no name").run()
+    app.button(key="merge_publish_dry").click().run()
+    assert "is no name of a repository" in texts(app) and len(jobs) == 1
+    app.text_input(key="merge_publish_alex").set_value("me/alex").run()
+    app.button(key="merge_publish_dry").click().run()
+    assert not app.exception and jobs[1].spec()["dry_run"] is True
+    jobs[1].write_state(JobState(kind="publish", state="finished", created=0, result={
+        "repository": "me/alex", "sent": False, "files": {"README.md": 1}, "bytes": 1, "folder": "/exports/publish-me--alex"}))
+    app = open_app("merge")
+    assert "99.0% of the positions of 4 prompts" in texts(app) and "no Modelfile for Ollama" in texts(app)
+    assert "me/alex would get 1 files" in texts(app)

@@ -1,0 +1,1 @@
+"""Conversion between formats: XTuner's checkpoints, GGUF, shards of another size, a folder to publish."""
