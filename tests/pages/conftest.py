@@ -128,7 +128,7 @@ def _look(step: int, kind: str) -> dict[str, Any]:
 
 def _write_snapshot(folder: Path, base: str) -> None:
     folder.mkdir(parents=True)
-    save_file({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((2, 8), np.float32)},
+    save_file({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((2, 64), np.float32)},
               folder / "adapter_model.safetensors")
     write_json(folder / "adapter_config.json", {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "base_model_name_or_path": base})
 
