@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,8 +84,9 @@ def add_model_job(workspace: Workspace, source: str, name: str | None = None, co
         read_header(Path(origin.place))  # what is wrong with it is said at once
     target = name or free_name(workspace.models, origin.name)
     new_model_folder(workspace, target)
+    found = look_on_hub(origin.place) if origin.kind == "hub" else {}
     return create_job(workspace.jobs / new_job_id("add-model", target), "add-model",
-                      {"kind_of_source": origin.kind, "place": origin.place, "name": target, "copy": copy})
+                      {"kind_of_source": origin.kind, "place": origin.place, "name": target, "copy": copy, **found})
 
 
 def add_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:
@@ -99,8 +101,10 @@ def add_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any
     if kind == "gguf":
         _add_gguf(Path(place), target, recorder)
         return {"name": target.name, "folder": str(target)}
-    fetch = {"hub": fetch_from_hub, "modelscope": fetch_from_modelscope}.get(kind)
-    folder = fetch(place, recorder) if fetch else Path(place)
+    if kind == "hub":
+        folder = fetch_from_hub(place, spec["revision"], spec["files"], recorder)
+    else:
+        folder = fetch_from_modelscope(place, recorder) if kind == "modelscope" else Path(place)
     if folder is None:
         return {}  # stopped
     _take_folder(folder, target, spec["copy"], recorder)
@@ -142,37 +146,52 @@ def _add_gguf(file: Path, target: Path, recorder: Recorder) -> None:
     recorder.progress(2, 2, _READING)
 
 
-def fetch_from_hub(repository: str, recorder: Recorder) -> Path | None:
-    """Download a repository of the hub into its library's cache; None when asked to stop. HF_ENDPOINT names a mirror.
+def look_on_hub(repository: str) -> dict[str, Any]:
+    """The newest `revision` of a repository and the `files` of it that a model needs, with their sizes. HF_ENDPOINT names a mirror.
 
     Raises:
         StudioError: there is no network, no such repository, or no weights in it that can be read safely.
     """
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi
 
-    folder = None
-    try:
+    with _explain_hub(repository):
         about = HfApi().model_info(repository, files_metadata=True, timeout=15)
-        files = wanted_files({entry.rfilename: entry.size or 0 for entry in about.siblings or []}, repository)
-        total, done = max(1, sum(files.values())), 0
-        for file, size in files.items():
-            recorder.progress(done // 1_000_000, -(-total // 1_000_000), _FETCHING)
-            if recorder.stop_requested():
-                return None
-            folder = Path(hf_hub_download(repository, file, revision=about.sha, tqdm_class=_bars(recorder, done, total))).parent
-            done += size
+    files = wanted_files({entry.rfilename: entry.size or 0 for entry in about.siblings or []}, repository)
+    return {"revision": about.sha, "files": files}
+
+
+def fetch_from_hub(repository: str, revision: str, files: dict[str, int], recorder: Recorder) -> Path | None:
+    """Download these files of a repository into the cache of the hub's library; None when asked to stop.
+
+    Raises:
+        StudioError: the network or the hub failed.
+    """
+    from huggingface_hub import hf_hub_download
+
+    folder, total, done = None, max(1, sum(files.values())), 0
+    try:
+        with _explain_hub(repository):
+            for file, size in files.items():
+                recorder.progress(done // 1_000_000, -(-total // 1_000_000), _FETCHING)
+                if recorder.stop_requested():
+                    return None
+                folder = Path(hf_hub_download(repository, file, revision=revision, tqdm_class=_bars(recorder, done, total))).parent
+                done += size
     except _Stopped:
         return None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise StudioError("The model {name} could not be fetched from the hub: {reason}.",
-                          "Check the name and the network (HF_ENDPOINT names a mirror), or copy the model here and give its folder.",
-                          name=repository, reason=str(error).split("\n")[0][:200].rstrip(".")) from error
-    except Exception as error:  # the network's library has kinds of its own
+    return folder
+
+
+@contextmanager
+def _explain_hub(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except _Stopped:
+        raise
+    except Exception as error:  # the hub's library and the network's each have many kinds
         raise StudioError("The model {name} could not be fetched from the hub: {reason}.",
                           "Check the name and the network (HF_ENDPOINT names a mirror), or copy the model here and give its folder.",
                           name=repository, reason=(str(error).split("\n")[0][:200] or type(error).__name__).rstrip(".")) from error
-    return folder
 
 
 class _Stopped(Exception):
