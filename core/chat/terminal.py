@@ -144,7 +144,8 @@ def lines_about(said: Said) -> list[str]:
 
 def proof_line(proof: Proof, said: Said) -> str:
     step = "" if proof.step is None else f" step {proof.step}"
-    return (f"({proof.resolved}{step} · weights {proof.weights[:SHORT]} · prompt {proof.prompt[:SHORT]}, {proof.prompt_tokens} tokens · "
+    held = "" if proof.quantization == "none" else f" in {proof.quantization}"
+    return (f"({proof.resolved}{step}{held} · weights {proof.weights[:SHORT]} · prompt {proof.prompt[:SHORT]}, {proof.prompt_tokens} tokens · "
             f"{said.tokens} tokens, {said.reason})")
 
 
