@@ -1,6 +1,7 @@
 """What chatting costs on this machine: `python benchmarks/chat.py`. Uses the embedded model of the workspace.
 
-Prints ratios inside one run, medians of rounds that take turns, so that a machine busy with other things disturbs both sides alike:
+Prints ratios inside one run, medians of rounds that take turns: of time, and of processor time, which stays the same when other programs
+want the processor too:
 
     three panes of one base in one batch, and one after another, against one pane
     the next turn of a conversation with what was read kept, against reading it anew
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -33,6 +35,13 @@ from core.workspace import Workspace
 
 RANK = 8
 TURN = "Tell me about the history of the city you like most, its rivers, its bridges, its people, and what they eat in winter. "
+
+
+class Cost(NamedTuple):
+    """What something took; the processor's seconds are those of all threads."""
+
+    seconds: float
+    processor_seconds: float
 
 
 class Bench:
@@ -63,15 +72,15 @@ class Bench:
         engine = Engine(self.model, self.encoder.end_ids, self.encoder.pad_id(), stack_adapters(self.model, adapters))
         return Batch(engine, KeptCaches(0) if kept is None else kept)
 
-    def seconds(self, batch: Batch, prompts: list[list[int]], tokens: int) -> float:
+    def seconds(self, batch: Batch, prompts: list[list[int]], tokens: int) -> Cost:
         """Time of so many tokens in each pane; ends are not looked at, so all rounds do the same work."""
         parts = [Part(slot, slot, prompt, Sampling()) for slot, prompt in enumerate(prompts)]
         batch.join(parts)
-        began = time.monotonic()
+        began = Cost(time.monotonic(), time.process_time())
         for _ in range(tokens):
             for picked in batch.step():
                 picked.part.ids.append(picked.token)
-        took = time.monotonic() - began
+        took = Cost(time.monotonic() - began.seconds, time.process_time() - began.processor_seconds)
         for part in parts:
             batch.leave(part)
         batch.step()
@@ -87,9 +96,9 @@ def panes(bench: Bench, rounds: int, tokens: int) -> None:
     for _ in range(rounds):
         each = [bench.seconds(bench.batch([adapter]), [bench.prompt()], tokens) for adapter in bench.adapters]
         together.append(bench.seconds(bench.batch(bench.adapters), [bench.prompt()] * 3, tokens))
-        apart.append(sum(each))
-        alone.append(statistics.fmean(each))
-    one = statistics.median(alone)
+        apart.append(Cost(*map(sum, zip(*each, strict=True))))
+        alone.append(Cost(*map(statistics.fmean, zip(*each, strict=True))))
+    one = statistics.median(cost.seconds for cost in alone)
     print(f"one pane, {tokens} tokens                       {one:6.2f} s  ({tokens / one:.1f} tokens per second)")
     compare("three panes in one batch / one pane", together, alone)
     compare("three panes one after another / one pane", apart, alone)
@@ -121,7 +130,7 @@ def products(bench: Bench, rounds: int) -> None:
     compare(f"reading {len(bench.prompt(20))} tokens: oneDNN / MKL", fast, usual)
 
 
-def _with_product(product: Callable[..., torch.Tensor], work: Callable[[], float]) -> float:
+def _with_product(product: Callable[..., torch.Tensor], work: Callable[[], Cost]) -> Cost:
     usual, thin.product = thin.product, product
     try:
         return work()
@@ -129,10 +138,13 @@ def _with_product(product: Callable[..., torch.Tensor], work: Callable[[], float
         thin.product = usual
 
 
-def compare(title: str, first: list[float], second: list[float]) -> None:
-    """Median of the rounds' ratios, with their range."""
-    ratios = [one / other for one, other in zip(first, second, strict=True)]
-    print(f"{title:58} {statistics.median(ratios):5.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
+def compare(title: str, first: list[Cost], second: list[Cost]) -> None:
+    """Medians of the rounds' ratios, with their range."""
+    parts = []
+    for name, place in (("time", 0), ("processor time", 1)):
+        ratios = [one[place] / other[place] for one, other in zip(first, second, strict=True)]
+        parts.append(f"{name} {statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"{title:60} {'   '.join(parts)}", flush=True)
 
 
 def main() -> None:

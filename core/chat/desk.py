@@ -32,6 +32,7 @@ from core.chat.panes import (
     proof_of,
     text_event,
 )
+from core.chat.proof import Proof
 from core.chat.request import ChatRequest
 from core.chat.stops import is_stuck
 from core.errors import StudioError
@@ -178,12 +179,15 @@ class Desk:
             asked.live.add(pane)
             parts.append(part)
             asked.put({"event": "start", "pane": pane.number,
-                       "proof": proof_of(self.workspace, pane, request.models[pane.number], base.weights).model_dump()})
+                       "proof": self._proof(request, pane, base).model_dump()})
             if pane.left_out:
                 asked.put(note_event(pane.number, Text("The oldest turns ({count}) no longer fit this model's context and were left out.",
                                                        count=pane.left_out)))
         assert base.batch is not None
         base.batch.join(parts)
+
+    def _proof(self, request: ChatRequest, pane: Pane, base: Base) -> Proof:
+        return proof_of(self.workspace, pane, request.models[pane.number], base.weights, self.loaded.quantization)
 
     def _step(self, base: Base) -> None:
         assert base.batch is not None

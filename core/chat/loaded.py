@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -205,6 +206,8 @@ class LoadedModels:
             raise StudioError("The tokenizer of {name} knows {tokens} tokens and its weights {rows}.",
                               "The files are of different models: copy the model again.", name=model.name,
                               tokens=encoder.tokenizer.get_vocab_size(), rows=header.vocabulary)
+        if self.quantization != "none":
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast, in every layer
         read = stamp(files)
         weights = hash_weights(self.workspace, files)
         loaded = load_model(folder, choose_dtype("auto", device), device, self.quantization)

@@ -122,7 +122,7 @@ def _prepare_pane(request: ChatRequest, number: int, model: Model, encoder: Enco
     return Pane(number, model, encoder, prompt, left_out, longest, TextWriter(encoder, request.stop))
 
 
-def proof_of(workspace: Workspace, pane: Pane, asked_for: str, base_weights: str) -> Proof:
+def proof_of(workspace: Workspace, pane: Pane, asked_for: str, base_weights: str, quantization: str) -> Proof:
     """Who answers in this pane, by what lies on disk."""
     model = pane.model
     weights = base_weights if model.adapter is None else hash_weights(workspace, model_weights(model))
@@ -130,7 +130,7 @@ def proof_of(workspace: Workspace, pane: Pane, asked_for: str, base_weights: str
     resolved = model.name if checkpoint is None else f"{checkpoint.parent.parent.name}@{int(checkpoint.name)}"
     return Proof(model=asked_for, resolved=resolved, base=model.base.name, step=int(checkpoint.name) if checkpoint else None,
                  strength=model.strength if model.adapter else 1.0, weights=weights, base_weights=base_weights,
-                 prompt=hash_ids(pane.prompt), prompt_tokens=len(pane.prompt))
+                 quantization=quantization, prompt=hash_ids(pane.prompt), prompt_tokens=len(pane.prompt))
 
 
 def text_event(pane: Pane, piece: str, tokens: Sequence[dict[str, Any]] = ()) -> Event:

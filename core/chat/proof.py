@@ -30,6 +30,7 @@ class Proof(BaseModel):
         strength: the adapter's strength; 1.0 for a whole model.
         weights: SHA-256 of the file that makes this model what it is: the adapter's, or the model's.
         base_weights: SHA-256 of the base model's weights; a whole model is its own base.
+        quantization: how the base model was held: `none`, `nf4` or `int8`; the same file then gives slightly other numbers.
         prompt: fingerprint of the prompt's token ids.
         prompt_tokens: their number.
     """
@@ -41,6 +42,7 @@ class Proof(BaseModel):
     strength: float = 1.0
     weights: str
     base_weights: str
+    quantization: str = "none"
     prompt: str
     prompt_tokens: int
 
@@ -48,10 +50,10 @@ class Proof(BaseModel):
         """Whether both answers came from the very same numbers. An adapter at strength 0 is its base."""
         return self._identity() == other._identity()
 
-    def _identity(self) -> tuple[str, str, float]:
+    def _identity(self) -> tuple[str, str, str, float]:
         if self.weights == self.base_weights or self.strength == 0:
-            return (self.base_weights, "", 1.0)
-        return (self.base_weights, self.weights, self.strength)
+            return (self.base_weights, self.quantization, "", 1.0)
+        return (self.base_weights, self.quantization, self.weights, self.strength)
 
 
 def twins(proofs: Sequence[Proof | None]) -> list[tuple[int, int]]:

@@ -144,8 +144,9 @@ def lines_about(said: Said) -> list[str]:
 
 def proof_line(proof: Proof, said: Said) -> str:
     step = "" if proof.step is None else f" step {proof.step}"
-    return (f"({proof.resolved}{step} · weights {proof.weights[:SHORT]} · prompt {proof.prompt[:SHORT]}, {proof.prompt_tokens} tokens · "
-            f"{said.tokens} tokens, {said.reason})")
+    held = "" if proof.quantization == "none" else f" in {proof.quantization}"
+    read = f"prompt {proof.prompt[:SHORT]}, {proof.prompt_tokens} tokens"
+    return f"({proof.resolved}{step}{held} · weights {proof.weights[:SHORT]} · {read} · {said.tokens} tokens, {said.reason})"
 
 
 def _in_red(text: str) -> str:

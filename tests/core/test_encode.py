@@ -84,6 +84,13 @@ def test_end_tokens_are_united(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     assert set(Encoder.from_folder(folder).end_ids) == {0, 2}
+    # three sources, three tokens: the tokenizer's, the generation config's, and the one that the template closes a turn with
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|endoftext|>"}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert Encoder.from_folder(folder).end_ids == (0, 7, 2)
+    (folder / "generation_config.json").unlink()
+    assert Encoder.from_folder(folder).end_ids == (0, 2)
 
 
 @pytest.mark.parametrize(("spoil", "word"), [
