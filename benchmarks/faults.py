@@ -373,8 +373,9 @@ def kill_ranks(place: Place, kills: int, chance: random.Random) -> Tally:
     return tally
 
 
-def kill_all(place: Place, wanted: dict[str, int], seed: int) -> dict[str, Tally]:
-    """As many kills of each kind as `wanted` says, at moments that `seed` decides."""
+def kill_all(place: Place, wanted: dict[str, int], seed: int,
+             on_kind: Callable[[dict[str, Tally]], None] | None = None) -> dict[str, Tally]:
+    """As many kills of each kind as `wanted` says, at moments that `seed` decides; `on_kind` sees the tallies after each kind."""
     special = {"chat": kill_chats, "server": kill_servers, "rank": kill_ranks}
     tallies = {}
     for kind, kills in wanted.items():
@@ -382,6 +383,8 @@ def kill_all(place: Place, wanted: dict[str, int], seed: int) -> dict[str, Tally
         began = time.monotonic()
         tallies[kind] = special[kind](place, kills, chance) if kind in special else kill_jobs(place, kind, kills, chance)
         print(f"{kind}: {tallies[kind]} in {time.monotonic() - began:.0f} s", flush=True)
+        if on_kind is not None:
+            on_kind(tallies)
     return tallies
 
 
@@ -395,6 +398,14 @@ def table(tallies: dict[str, Tally]) -> str:
                       f"{sum(one.done_again for one in tallies.values())} | {sum(len(one.faults) for one in tallies.values())} |"])
 
 
+def write_table(document: Path | None, tallies: dict[str, Tally]) -> None:
+    """Put the table between the marks of the document."""
+    if document is not None:
+        head, rest = document.read_text(encoding="utf-8").split("<!-- kills -->\n", 1)
+        tail = rest.split("<!-- end of kills -->", 1)[1]
+        document.write_text(f"{head}<!-- kills -->\n{table(tallies)}\n<!-- end of kills -->{tail}", encoding="utf-8")
+
+
 def main() -> int:
     """Kill, and write the table between the marks of the document."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -406,15 +417,10 @@ def main() -> int:
     wanted = {kind: max(1, round(USUAL[kind] * arguments.share)) for kind in arguments.kinds.split(",")}
     with tempfile.TemporaryDirectory() as root:
         place = Place(Path(root))
-        tallies = kill_all(place, wanted, arguments.seed)
+        tallies = kill_all(place, wanted, arguments.seed, lambda so_far: write_table(arguments.out, so_far))
     for tally in tallies.values():
         for fault in tally.faults:
             print(f"fault: {fault}")
-    if arguments.out:
-        text = arguments.out.read_text(encoding="utf-8")
-        head, rest = text.split("<!-- kills -->\n", 1)
-        tail = rest.split("<!-- end of kills -->", 1)[1]
-        arguments.out.write_text(f"{head}<!-- kills -->\n{table(tallies)}\n<!-- end of kills -->{tail}", encoding="utf-8")
     print(table(tallies))
     return int(any(tally.faults for tally in tallies.values()))
 

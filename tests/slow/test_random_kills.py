@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from benchmarks.faults import Place, Tally, finish, kill_all, look_around
@@ -10,20 +12,24 @@ from core.jobs.folder import JobState
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Place:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("SWEETSPOT_HOME", str(tmp_path / "workspace"))
-    return Place(tmp_path)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Place]:
+    root = tmp_path_factory.mktemp("kills")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("SWEETSPOT_HOME", str(root / "workspace"))
+        yield Place(root)
 
 
 def test_workers_killed_at_random_moments(place):
     for kind, tally in kill_all(place, {"train": 2, "judge": 1, "merge": 1, "import": 8, "chat": 2}, seed=3).items():
         assert tally.faults == [] and tally.kills >= 1, kind
         assert tally.slowest_truth < 10
-    (place.workspace.datasets / "tiny/rows.jsonl").write_text("{}\n")
-    tally = Tally()
+    rows = place.workspace.datasets / "tiny/rows.jsonl"
+    whole, tally = rows.read_bytes(), Tally()
+    rows.write_text("{}\n")
     look_around(place.workspace, tally)
+    rows.write_bytes(whole)
     assert tally.faults == ["the dataset tiny is half"], "the check that finds nothing half would find it"
 
 
