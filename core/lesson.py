@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,9 +60,9 @@ def start_lesson(workspace: Workspace, persona: Persona, remedy: bool = False, c
     spec = {"persona": persona.model_dump(), "remedy": remedy, "changes": changes or {}}
     for preset in ("identity-lesson-cpu", "identity-lesson-replay"):
         change_recipe(load_preset(preset), spec["changes"], "--set")
-    job = create_job(workspace.jobs / new_job_id("lesson", slug(persona.name)), "lesson", spec)
     parts = PARTS[:4] + (REMEDY_PARTS if remedy else ()) + PARTS[4:]
-    write_json(job.folder / "lesson.json", {"parts": {part: {"state": "waiting"} for part in parts}})
+    job = create_job(workspace.jobs / new_job_id("lesson", slug(persona.name)), "lesson", spec,
+                     files={"lesson.json": json.dumps({"parts": {part: {"state": "waiting"} for part in parts}})})
     start_job(job)
     return job
 

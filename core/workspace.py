@@ -115,19 +115,28 @@ def explain_full_disk(path: Path) -> Iterator[None]:
     refuse_reader(path)
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except StudioError:
+        raise
+    except Exception as error:
+        if is_full_disk(error):
             raise StudioError(
                 "The disk is full; {path} was not written.",
                 "Free some space (`sweetspot runs` lists runs you may delete) and start again; what was saved before is intact.",
                 path=path,
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StudioError(
                 "{path} cannot be written: {reason}.", "Set SWEETSPOT_HOME to a folder you may write, or use --workspace.",
                 path=path, reason=error.strerror,
             ) from error
         raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that there is no room; safetensors has no exception of its own for it, only the system's words."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 # Workspaces that this process only reads -> who holds them; see core.jobs.studio.

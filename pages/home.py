@@ -7,6 +7,7 @@ import streamlit as st
 from core.lesson import newest_lesson
 from core.runs import list_runs
 from studio.home_panels import ask_for_name, draw_lesson, draw_machine, draw_recent_runs
+from studio.housekeeping_panels import draw_housekeeping
 from studio.i18n import language, t
 from studio.panels import open_page, same_command
 
@@ -22,4 +23,5 @@ else:
 if lesson is not None or list_runs(workspace):
     draw_recent_runs(workspace)
 draw_machine(workspace)
+draw_housekeeping(workspace)
 same_command(f"sweetspot lesson --name Alex --lang {language()}")

@@ -23,6 +23,7 @@ from core.words import Text
 from core.workspace import Workspace, check_name, explain_full_disk
 
 _UPLOAD_SECONDS = 86_400.0
+_COUNTS = ("read", "imported", "repaired", "rejected")
 
 def start_import(workspace: Workspace, source: str, name: str, reading: Reading | None = None, *, shown_name: str | None = None,
                  subset: str | None = None, split: str | None = None, is_upload: bool = False) -> Job:
@@ -58,6 +59,9 @@ def start_import(workspace: Workspace, source: str, name: str, reading: Reading 
 def import_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, Any]:
     """Work of an `import` job."""
     spec = job.spec()
+    made = _made_before(workspace, spec["dataset"], job)
+    if made is not None:
+        return made
     reading, shown = Reading(**spec["reading"]), spec["shown_name"] or Path(spec["source"]).name
     recorder.progress(0, 0, Text("looking at {name}", name=shown))
 
@@ -70,13 +74,24 @@ def import_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, 
             importing = _of_set(spec, reading)
         else:
             importing = Importing.of_file(spec["source"], reading, spec["shown_name"])
-        dataset = import_rows(workspace, spec["dataset"], importing, reading, report, job.folder / REJECTED_FILE)
+        dataset = import_rows(workspace, spec["dataset"], importing, reading, report, job.folder / REJECTED_FILE, job.id)
     except Stopped:
         return {}
     finally:
         if spec["is_upload"]:
             Path(spec["source"]).unlink(missing_ok=True)
-    return {"dataset": dataset.card.name, **{key: getattr(importing.found, key) for key in ("read", "imported", "repaired", "rejected")}}
+    return {"dataset": dataset.card.name, **{key: getattr(importing.found, key) for key in _COUNTS}}
+
+
+def _made_before(workspace: Workspace, name: str, job: Job) -> dict[str, Any] | None:
+    """The result of this very job when it was killed between giving the dataset its name and saying that it had ended."""
+    try:
+        card = load_dataset(workspace, name).card
+    except StudioError:
+        return None
+    if card.made_with.get("job") != job.id:
+        return None
+    return {"dataset": name, **{key: card.made_with.get(key, 0) for key in _COUNTS}, "imported": card.rows}
 
 
 def _of_set(spec: dict[str, Any], reading: Reading) -> Importing:
@@ -104,8 +119,12 @@ def keep_upload(workspace: Workspace, stream: BinaryIO, name: str) -> Path:
             if time.time() - left.stat().st_mtime > _UPLOAD_SECONDS:
                 left.unlink(missing_ok=True)
         stream.seek(0)
-        with path.open("wb") as target:
-            shutil.copyfileobj(stream, target, 1 << 20)
+        try:
+            with path.open("wb") as target:
+                shutil.copyfileobj(stream, target, 1 << 20)
+        except BaseException:
+            path.unlink(missing_ok=True)  # half a file is of no use
+            raise
     return path
 
 

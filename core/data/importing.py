@@ -200,7 +200,8 @@ _REPORT_ROWS = 2000
 
 
 def import_rows(workspace: Workspace, name: str, importing: Importing, reading: Reading,
-                report: Callable[[int, int], bool] = lambda done, total: True, keep_refused: Path | None = None) -> Dataset:
+                report: Callable[[int, int], bool] = lambda done, total: True, keep_refused: Path | None = None,
+                job: str | None = None) -> Dataset:
     """Write what is read as a new dataset, whole or not at all, in memory that does not grow with it.
 
     Args:
@@ -210,6 +211,7 @@ def import_rows(workspace: Workspace, name: str, importing: Importing, reading: 
         reading: how to read it.
         report: told from time to time how far it is; False ends the import.
         keep_refused: a file for the refused records when no record can be used, and so no dataset holds them.
+        job: which job does it; its card says so, and a job that is killed after this finds its work done.
 
     Raises:
         StudioError: no record is usable, or the name is taken or unusable.
@@ -228,7 +230,7 @@ def import_rows(workspace: Workspace, name: str, importing: Importing, reading: 
         if not found.rejected:
             (folder / REJECTED_FILE).unlink()
         return writer.finish(workspace.datasets / name, name, "import", made_with={
-            **found.summary(), "layout": reading.layout, "columns": reading.columns})
+            **found.summary(), "layout": reading.layout, "columns": reading.columns, **({"job": job} if job else {})})
 
 
 def _reported(importing: Importing, report: Callable[[int, int], bool]) -> Iterator[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from core.errors import StudioError
 from core.jobs.folder import Job, create_job, new_job_id
 from core.jobs.launch import start_job
 from core.machine import device_name
-from core.workspace import Workspace, check_name, slug, write_jsonl
+from core.workspace import Workspace, check_name, slug
 
 # The base model's answers are cut here; the study used 32, and 40 lets most short answers end by themselves.
 REPLAY_TOKENS = 40
@@ -24,8 +25,8 @@ def replay_job_of(workspace: Workspace, model: str, prompts: list[dict[str, Any]
     `then` says what becomes of the answers; see `finish_replay`.
     """
     job = create_job(workspace.jobs / new_job_id("replay", slug(name)), "replay",
-                     {"model": model, "max_new_tokens": REPLAY_TOKENS, **then}, device_name())
-    write_jsonl(job.folder / "prompts.jsonl", prompts)
+                     {"model": model, "max_new_tokens": REPLAY_TOKENS, **then}, device_name(),
+                     {"prompts.jsonl": "".join(json.dumps(prompt, ensure_ascii=False) + "\n" for prompt in prompts)})
     return job
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from core.errors import StudioError
 from core.jobs.process import ProcessIdentity
 from core.words import Text
-from core.workspace import Workspace, append_jsonl, explain_full_disk, read_json, read_jsonl, write_json
+from core.workspace import Workspace, append_jsonl, explain_full_disk, read_json, read_jsonl, write_json, write_text
 
 StateName = Literal["queued", "running", "stopping", "finished", "stopped", "failed"]
 ACTIVE: tuple[StateName, ...] = ("queued", "running", "stopping")
@@ -180,8 +180,15 @@ def new_job_id(kind: str, subject: str) -> str:
     return "-".join(part for part in (stamp, kind, plain, uuid.uuid4().hex[:4]) if part)
 
 
-def create_job(folder: Path, kind: str, spec: dict[str, Any], device: str = "cpu") -> Job:
-    """Make the folder of a job that is not started yet.
+def create_job(folder: Path, kind: str, spec: dict[str, Any], device: str = "cpu", files: dict[str, str] | None = None) -> Job:
+    """Make the folder of a job that is not started yet; it is a job from the moment its `spec.json` is there, which comes last.
+
+    Args:
+        folder: where.
+        kind: of work.
+        spec: what is asked.
+        device: that it needs.
+        files: other files that its work reads: name -> text.
 
     Raises:
         StudioError: a job of this name exists.
@@ -194,8 +201,10 @@ def create_job(folder: Path, kind: str, spec: dict[str, Any], device: str = "cpu
                           name=folder.name) from error
     try:
         job = Job(folder)
-        write_json(folder / "spec.json", {"kind": kind, "device": device, **spec})
+        for name, text in (files or {}).items():
+            write_text(folder / name, text)
         job.write_state(JobState(kind=kind, device=device, created=time.time()))
+        write_json(folder / "spec.json", {"kind": kind, "device": device, **spec})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -67,7 +67,9 @@ def _launch(job: Job) -> None:
     _children[:] = [child for child in _children if child.poll() is None]
     (job.folder / "stop").unlink(missing_ok=True)
     (job.folder / "launched.json").unlink(missing_ok=True)
-    with job.log.open("ab") as log:
+    with explain_full_disk(job.log):
+        log = job.log.open("ab")
+    with log:
         child = subprocess.Popen(
             [sys.executable, "-m", "core.jobs.worker", str(job.folder)],
             cwd=CHECKOUT, env=worker_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

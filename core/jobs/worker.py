@@ -21,7 +21,7 @@ from core.jobs.folder import Job, JobState, Progress
 from core.jobs.process import ProcessIdentity
 from core.jobs.queue import hold_device
 from core.words import Text
-from core.workspace import Workspace
+from core.workspace import Workspace, is_full_disk
 
 # kind -> (function that does it, whether it needs the device for itself)
 WORK: dict[str, tuple[str, bool]] = {
@@ -100,19 +100,27 @@ class Recorder:
             try:
                 self.update()
             except (OSError, StudioError) as error:  # a full disk may have room again at the next beat
-                print(f"heartbeat: {error}", flush=True)
+                note(f"heartbeat: {error}")
 
     def last_word(self, **fields: Any) -> None:
         """Write how it ended, even on a full disk."""
         try:
             self.update(**fields)
         except (OSError, StudioError) as error:
-            print(f"last word: {error}", flush=True)
+            note(f"last word: {error}")
             state = self._state.model_copy(update={**fields, "heartbeat": time.time()})
             # In place of the old words: that needs no new room.
             with (self.job.folder / "state.json").open("r+", encoding="utf-8") as stream:
                 stream.write(state.model_dump_json())
                 stream.truncate()
+
+
+def note(text: str) -> None:
+    """Write to the log; on a full disk without it."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        pass
 
 
 def run_job(folder: Path) -> int:
@@ -135,9 +143,9 @@ def run_job(folder: Path) -> int:
             outcome = _work(job, recorder)
         except StudioError as error:
             outcome = {"state": "failed", **error.to_json()}
-            print(f"{error.problem}\n{error.hint}", flush=True)
+            note(f"{error.problem}\n{error.hint}")
         except BaseException as error:  # the last word of a process must reach the file
-            traceback.print_exc()
+            note(traceback.format_exc())
             outcome = {"state": "failed", **unexpected(error).to_json()}
         ended.set()
         heart.join()
@@ -171,7 +179,12 @@ def _run(target: str, job: Job, recorder: Recorder, workspace: Workspace) -> dic
 
 
 def unexpected(error: BaseException) -> StudioError:
-    """Words for an error that nobody foresaw."""
+    """Words for an error that nobody foresaw, and for two that arise anywhere: no memory, no room on the disk."""
+    if is_full_disk(error):
+        return StudioError(
+            "The disk is full; {path} was not written.",
+            "Free some space (`sweetspot runs` lists runs you may delete) and start again; what was saved before is intact.",
+            path=getattr(error, "filename", None) or "-")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return StudioError(
             "There was not enough memory.",

@@ -23,7 +23,7 @@ from core.models.header import read_header
 from core.models.load import choose_device, choose_dtype
 from core.runs import Run
 from core.words import Text
-from core.workspace import Workspace, fill_folder, write_json
+from core.workspace import Workspace, check_name, fill_folder, read_json, write_json
 
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -35,6 +35,9 @@ def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, A
         StudioError: the name is taken, a model has no adapter, the disk is full, or the merged model fails its verification.
     """
     request = MergeRequest.from_spec(job.spec())
+    made = _made_before(workspace, request.name, job)
+    if made is not None:
+        return made
     target = new_model_folder(workspace, request.name)
     sources = find_sources(workspace, request)
     run, base = sources.runs[0], sources.models[0].base
@@ -56,11 +59,20 @@ def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, A
                 trained_dtype=str(compute).removeprefix("torch."))
             report = _report(request, sources, stored, verification, combination)
             _refuse_if_red(job, verification, report)
-            write_json(folder / "merge.json", report)
+            write_json(folder / "merge.json", {**report, "job": job.id})
     finally:
         shutil.rmtree(combined, ignore_errors=True)
     recorder.progress(1, 1, Text("comparing the merged model with the adapter"))
     return report
+
+
+def _made_before(workspace: Workspace, name: str, job: Job) -> dict[str, Any] | None:
+    """The report of this very job when it was killed between giving the model its name and saying that it had ended."""
+    try:
+        report = read_json(workspace.models / check_name(name, "model") / "merge.json")
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and report.get("job") == job.id else None
 
 
 def _adapter(request: MergeRequest, sources: Sources, folder: Path, recorder: Recorder) -> tuple[Adapter, Combination | None]:

@@ -23,7 +23,7 @@ from core.recipe.plan import Plan
 from core.recipe.schema import Recipe
 from core.train.devices import choose_devices
 from core.train.looks import SHARE
-from core.workspace import Workspace, read_json, write_json, write_text
+from core.workspace import Workspace, read_json, write_json
 
 # A run of this length deserves to be measured first; a trial takes a minute or less.
 LONG_SECONDS = 600.0
@@ -103,8 +103,8 @@ def start_trial(workspace: Workspace, recipe: Recipe) -> Job:
         if running is not None:
             return running
         job = create_job(workspace.jobs / new_job_id("trial", recipe.data.sources[0].dataset), "trial",
-                         {"fingerprint": fingerprint(workspace, recipe)}, choose_devices(recipe).name)
-        write_text(job.folder / "recipe.yaml", dump_recipe(recipe))
+                         {"fingerprint": fingerprint(workspace, recipe)}, choose_devices(recipe).name,
+                         {"recipe.yaml": dump_recipe(recipe)})
         start_job(job)
         return job
 

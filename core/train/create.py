@@ -22,7 +22,7 @@ from core.recipe.plan import Plan, plan_updates
 from core.recipe.schema import Recipe
 from core.runs import Run
 from core.train.devices import choose_devices
-from core.workspace import CHECKOUT, Workspace, slug, write_json, write_text
+from core.workspace import CHECKOUT, Workspace, slug
 
 # Optimizer moments and exact values of two steps are kept for a resume: 2 x (value + 2 moments), all float32, so six times a float32
 # adapter. A whole model is saved in its own format, mostly half as wide.
@@ -51,13 +51,12 @@ def create_run(workspace: Workspace, recipe: Recipe, name: str = "", nodes: dict
     folder = workspace.runs / new_job_id("", slug(name or recipe.title or recipe.data.sources[0].dataset))
     spec = {"name": name, "updates": plan.updates, "snapshots": plan.snapshot_steps, **devices.to_spec(),
             **({"nodes": nodes} if nodes else {})}
-    run = Run(create_job(folder, "train", spec, devices.name).folder)
-    write_text(folder / "recipe.yaml", dump_recipe(recipe))
-    write_json(folder / "dataset.json", {"sources": datasets, "seed": recipe.schedule.seed})
-    write_json(folder / "environment.json", {
+    environment = {
         "versions": package_versions(), "python": sys.version.split()[0], "system": platform.platform(), "device": devices.name,
-        "processes": devices.processes, "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit(), "argv": sys.argv})
-    return run
+        "processes": devices.processes, "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit(), "argv": sys.argv}
+    return Run(create_job(folder, "train", spec, devices.name, {
+        "recipe.yaml": dump_recipe(recipe), "dataset.json": json.dumps({"sources": datasets, "seed": recipe.schedule.seed}),
+        "environment.json": json.dumps(environment, indent=1)}).folder)
 
 
 def start_run(workspace: Workspace, recipe: Recipe, name: str = "", nodes: dict[str, Any] | None = None) -> Run:

@@ -31,6 +31,7 @@ def nvml(cards: list[str | None], driver: bool = True) -> SimpleNamespace:
         return SimpleNamespace(total=80e9, free=70e9)
 
     return SimpleNamespace(NVMLError=NVMLError, nvmlInit=fail_without_driver, nvmlShutdown=lambda: None,
+                           nvmlSystemGetDriverVersion=lambda: "570.1",
                            nvmlDeviceGetCount=lambda: len(cards), nvmlDeviceGetHandleByIndex=lambda index: index,
                            nvmlDeviceGetMemoryInfo=memory, nvmlDeviceGetName=lambda index: cards[index],
                            nvmlDeviceGetCudaComputeCapability=lambda index: (9, 0),

@@ -194,3 +194,21 @@ def test_a_workspace_that_cannot_be_written_is_said(open_app: Open, monkeypatch:
     app = AppTest.from_file(str(ROOT / "studio" / "app.py"), default_timeout=20).run()
     assert not app.exception
     assert "cannot be written" in texts(app)
+
+
+def test_housekeeping_shows_what_goes_and_puts_it_back(open_app: Open, workspace: Workspace) -> None:
+    (workspace.datasets / ".half.999999999-0123abcd.partial").mkdir()
+    app = open_app("home")
+    assert "Nothing here can be spared." not in texts(app), "the disk is looked at only when somebody asks"
+    app.toggle(key="home_look_at_disk").set_value(True).run()
+    assert "datasets/.half.999999999-0123abcd.partial" in texts(app) and "The trash is empty." in texts(app)
+    app.button(key="home_prune").click().run()
+    assert not app.exception and "The trash holds 1 things" in texts(app)
+    restore = next(button for button in app.button if str(button.key).startswith("home_restore_"))
+    restore.click().run()
+    assert (workspace.datasets / ".half.999999999-0123abcd.partial").is_dir() and "The trash is empty." in texts(app)
+    app.button(key="home_prune").click().run()
+    assert app.button(key="home_trash_empty").disabled
+    app.checkbox(key="home_trash_sure").check().run()
+    app.button(key="home_trash_empty").click().run()
+    assert not app.exception and not list((workspace.root / "trash").iterdir())
