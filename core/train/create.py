@@ -20,6 +20,7 @@ from core.models.header import HEAD_NAMES, read_header, tensor_shapes
 from core.recipe.files import dump_recipe
 from core.recipe.plan import Plan, plan_updates
 from core.recipe.schema import Recipe
+from core.redact import redact, redact_data
 from core.runs import Run
 from core.train.devices import choose_devices
 from core.workspace import CHECKOUT, Workspace, slug, write_json, write_text
@@ -50,11 +51,11 @@ def create_run(workspace: Workspace, recipe: Recipe, name: str = "", nodes: dict
     spec = {"name": name, "updates": plan.updates, "snapshots": plan.snapshot_steps, **devices.to_spec(),
             **({"nodes": nodes} if nodes else {})}
     run = Run(create_job(folder, "train", spec, devices.name).folder)
-    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    write_text(folder / "recipe.yaml", redact(dump_recipe(recipe)))
     write_json(folder / "dataset.json", {"sources": datasets, "seed": recipe.schedule.seed})
-    write_json(folder / "environment.json", {
+    write_json(folder / "environment.json", redact_data({
         "versions": package_versions(), "python": sys.version.split()[0], "system": platform.platform(), "device": devices.name,
-        "processes": devices.processes, "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit(), "argv": sys.argv})
+        "processes": devices.processes, "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit(), "argv": sys.argv}))
     return run
 
 
