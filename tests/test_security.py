@@ -33,7 +33,7 @@ def load(name: str, path: Path) -> ModuleType:
 def test_every_line_of_the_threat_model_names_tests_that_exist() -> None:
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith(("| who |", "|---"))]
-    assert len(lines) >= 20
+    assert len(lines) >= 18
     known = {node.name for path in (ROOT / "tests").rglob("test_*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
              if isinstance(node, ast.FunctionDef)}
     named = [re.findall(r"`(test_\w+)`", line) for line in lines]
