@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.classroom.limits import check_disk
 from core.data.hub import is_hub_source
 from core.data.import_job import keep_upload, rejected_records, start_import
 from core.data.importing import NOTES_KEPT, Imported, Note, Reading, preview
@@ -100,6 +101,7 @@ def _kept(workspace: Workspace, upload: Any) -> Path:
     """The upload as a file, written once; an import deletes it at its end."""
     kept = st.session_state.get("data_uploaded")
     if kept is None or kept[0] != upload.file_id or not kept[1].exists():
+        check_disk(workspace, upload.size)
         kept = st.session_state["data_uploaded"] = (upload.file_id, keep_upload(workspace, upload, upload.name))
     return kept[1]
 

@@ -23,6 +23,7 @@ from core.workspace import CHECKOUT
 ADDRESS = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
 DEFAULT_PORT = 6006
+SHARED_UPLOAD_MB = 100
 HEALTH_TIMEOUT_SECONDS = 1.0
 
 
@@ -51,6 +52,8 @@ def launch(port: int = DEFAULT_PORT, extra: Sequence[str] = (), *, address: str 
         shown = next(iter(machine_addresses()), "localhost") if address in EVERYWHERE else address
         extra = [f"--server.address={address}", f"--browser.serverAddress={shown}",
                  *(f"--server.allowedHosts={host}" for host in hosts), *extra]
+    if is_gated:  # what thirty people upload at once is held in memory
+        extra = [f"--server.maxUploadSize={SHARED_UPLOAD_MB}", *extra]
     os.environ.update(environment or {})
     os.execv(sys.executable, server_command(port, extra, is_gated))
 
