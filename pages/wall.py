@@ -24,7 +24,7 @@ if not is_teacher():
     st.stop()
 
 view = st.segmented_control(t("wall.view"), VIEWS, default="wall", key="wall_view", required=True, label_visibility="collapsed",
-                            format_func=lambda name: t(f"wall.view_{name}"), bind="query-params")
+                            format_func=lambda name: t(f"wall.view_{name}"), persist_state="session")
 if view == "wall":
     draw_wall(room)
 elif view == "board":

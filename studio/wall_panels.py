@@ -58,7 +58,7 @@ def _draw_counts(standings: list[Standing], is_presented: bool) -> None:
 
 
 def _draw_card(standing: Standing, is_presented: bool) -> None:
-    (st.header if is_presented else st.subheader)(plain(standing.name), anchor=False)
+    (st.title if is_presented else st.subheader)(plain(standing.name), anchor=False)
     if standing.state == "nothing":
         st.badge(t("wall.nothing_yet"), icon=":material/hourglass_empty:", color="gray")
         return
