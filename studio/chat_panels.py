@@ -99,7 +99,8 @@ def _split(address: str) -> list[str]:
 
 def draw_busy(workspace: Workspace) -> None:
     """Say when a training or another job has the machine."""
-    for job, state in jobs_at_device(workspace)[:1]:
+    own = [(job, state) for job, state in jobs_at_device(workspace) if job.folder.parent.parent == workspace.root]  # no other student's
+    for job, state in own[:1]:
         kind = f"shell.kind_{state.kind}"
         word = t_plainly(kind if kind in words(language()) else "shell.kind_other")
         st.info(t("chat.busy", kind=word.capitalize(), job=job.id), icon=":material/hourglass_bottom:")

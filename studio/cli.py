@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -12,8 +12,23 @@ from core.errors import StudioError
 from core.machine import Finding, diagnose, read_machine
 from core.words import Text
 from core.workspace import Workspace
-from studio.commands import chat, convert, data, housekeeping, judge, lesson, merge, models, publish, recipe, remedy, runs, serve
-from studio.launch import DEFAULT_PORT, check_port, launch
+from studio.commands import (
+    chat,
+    classroom,
+    convert,
+    data,
+    housekeeping,
+    judge,
+    lesson,
+    merge,
+    models,
+    publish,
+    recipe,
+    remedy,
+    runs,
+    serve,
+    share,
+)
 from studio.terminal import JsonOption, WorkspaceOption, errors, print_json, say, say_problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -25,7 +40,9 @@ app.add_typer(runs.run_app, name="run")
 app.add_typer(models.app, name="models")
 app.add_typer(housekeeping.app, name="workspace")
 app.add_typer(convert.app, name="convert")
+app.add_typer(classroom.app, name="class")
 app.command()(publish.publish)
+app.command()(share.studio)
 app.command()(lesson.lesson)
 app.command()(runs.train)
 app.command("runs")(runs.show_runs)
@@ -35,17 +52,6 @@ app.command()(remedy.remedy)
 app.command()(merge.merge)
 app.command()(chat.chat)
 app.command()(serve.serve)
-
-
-@app.command()
-def studio(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = DEFAULT_PORT) -> None:
-    """Serve the studio in the browser, on this machine only.
-
-    Example: sweetspot studio --port 6006
-    """
-    check_port(port)
-    say(f"Sweetspot on http://127.0.0.1:{port}  (from another computer: ssh -L {port}:127.0.0.1:{port} USER@THIS-MACHINE)")
-    launch(port)
 
 
 @app.command()

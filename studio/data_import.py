@@ -9,12 +9,15 @@ from typing import Any
 
 import streamlit as st
 
+from core.classroom.limits import check_disk
 from core.data.hub import is_hub_source
 from core.data.import_job import keep_upload, rejected_records, start_import
 from core.data.importing import NOTES_KEPT, Imported, Note, Reading, preview
 from core.data.layouts import FIELDS, LAYOUTS
 from core.data.library import GENERAL, IDENTITY, NEAR, Dataset
 from core.data.table import table_page
+from core.errors import StudioError
+from core.roots import check_source
 from core.words import Text
 from core.workspace import Workspace, slug
 from studio.data_forms import ask_name, show_dataset
@@ -33,6 +36,12 @@ def draw_import_form(workspace: Workspace) -> str:
         upload = st.file_uploader(t("data.upload"), type=_FILE_TYPES, key="data_upload", help=t("data.upload_help"))
     with from_there:
         path = st.text_input(t("data.path"), key="data_path", placeholder=t_plainly("data.path_example"), help=t("data.path_help")).strip()
+        with errors_in_words():
+            try:
+                check_source(workspace, path)
+            except StudioError:
+                path = ""  # nothing is said about what lies there, not even whether it exists
+                raise
         is_set = upload is None and is_hub_source(path)
         subset, split = _ask_part(is_set)
     reading = _ask_reading()
@@ -92,6 +101,7 @@ def _kept(workspace: Workspace, upload: Any) -> Path:
     """The upload as a file, written once; an import deletes it at its end."""
     kept = st.session_state.get("data_uploaded")
     if kept is None or kept[0] != upload.file_id or not kept[1].exists():
+        check_disk(workspace, upload.size)
         kept = st.session_state["data_uploaded"] = (upload.file_id, keep_upload(workspace, upload, upload.name))
     return kept[1]
 

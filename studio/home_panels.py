@@ -17,6 +17,7 @@ from core.workspace import Workspace
 from studio.i18n import language, plain, say, t
 from studio.moments import duration, when
 from studio.panels import POLL_SECONDS, draw_failure, draw_progress, draw_state, draw_waiting, errors_in_words, link_to
+from studio.visitors import open_workspace
 
 # Wide enough for a sentence, narrow enough to be read in one glance.
 _READING_WIDTH = 760
@@ -69,7 +70,7 @@ def draw_lesson(workspace: Workspace, lesson: Job) -> None:
 
 
 def _draw_lesson_now(folder: str, was_active: bool) -> None:
-    lesson, workspace = Job(Path(folder)), Workspace.open()
+    lesson, workspace = Job(Path(folder)), open_workspace()
     state, parts = lesson.state(), read_lesson(lesson)["parts"]
     if was_active and not state.is_active:
         st.rerun()
@@ -150,7 +151,7 @@ def draw_recent_runs(workspace: Workspace) -> None:
 
 
 def _draw_runs_now() -> None:
-    runs = list_runs(Workspace.open())
+    runs = list_runs(open_workspace())
     if not runs:
         st.caption(t("home.no_runs"))
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from core.classroom.queue import place_in_queue
 from core.errors import StudioError
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job, JobState
@@ -18,6 +19,7 @@ from core.workspace import Workspace
 from studio.i18n import explain, language, plain, say, t, words
 from studio.moments import duration
 from studio.session import LANGUAGE, RUN
+from studio.visitors import door, open_workspace, visitor
 
 _PAGES = Path(__file__).resolve().parent.parent / "pages"
 PATH = STAGES
@@ -33,16 +35,21 @@ STATE_MARKS = {"queued": ("hourglass_empty", "gray"), "running": ("progress_acti
 def draw_sidebar() -> None:
     """What runs now, and the language switch."""
     with st.sidebar:
-        is_active = bool(active_jobs(Workspace.open()))
+        is_active = bool(active_jobs(open_workspace()))
         st.fragment(_draw_running, run_every=POLL_SECONDS if is_active else None)(is_active)
         st.space("small")
         st.segmented_control(t("shell.language"), ["en", "zh"], format_func=lambda code: {"en": "English", "zh": "中文"}[code],
                              key=LANGUAGE, label_visibility="collapsed", required=True, on_change=_keep_language)
+        if (who := visitor()) is not None:
+            st.space("small")
+            name = door().room.student(who.student).name if who.role == "student" and door().room else t(f"shell.role_{who.role}")
+            st.caption(plain(name))
+            st.link_button(t("shell.sign_out"), "/sign-out", icon=":material/logout:", type="tertiary")
 
 
 def _draw_running(was_active: bool) -> None:
     """The jobs at work, each with a thin bar; when the last one ends the page draws itself anew, once."""
-    active = active_jobs(Workspace.open())
+    active = active_jobs(open_workspace())
     if was_active and not active:
         st.rerun()
     if not active:
@@ -65,7 +72,7 @@ def _keep_language() -> None:
 
 def open_page(name: str) -> Workspace:
     """Draw the path, a page's title and the question it answers; returns the workspace it works in."""
-    workspace = Workspace.open()
+    workspace = open_workspace()
     draw_reader(workspace)
     is_active = bool(active_jobs(workspace))
     st.fragment(_draw_path, run_every=2 * POLL_SECONDS if is_active else None)(st.query_params.get(RUN))
@@ -84,7 +91,7 @@ def draw_reader(workspace: Workspace) -> None:
 def _draw_path(run: str | None) -> None:
     """One thin line of links: what is done, what runs, what comes next."""
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key="shell_path"):
-        for stage in read_journey(Workspace.open(), run):
+        for stage in read_journey(open_workspace(), run):
             query = {RUN: run} if run and stage.name in ("train", "compare") else {}
             link_to(stage.name, t(f"shell.{stage.name}"), icon=_STAGE_ICONS[stage.state], hint=t(f"shell.stage_{stage.state}"), **query)
 
@@ -151,7 +158,7 @@ def watch_job(folder: str) -> None:
     if not state.is_active:
         st.rerun()
     if state.state == "queued":
-        draw_waiting(Workspace.open(), job, state)
+        draw_waiting(open_workspace(), job, state)
     else:
         draw_progress(state)
     st.caption(t("shell.safe_to_close"))
@@ -159,6 +166,12 @@ def watch_job(folder: str) -> None:
 
 def draw_waiting(workspace: Workspace, job: Job, state: JobState) -> None:
     """For whom a job waits that has not begun."""
+    place = place_in_queue(workspace, job)
+    if place is not None:
+        starts = t("shell.start_unknown") if place.seconds is None else t("shell.start_in", duration=duration(place.seconds))
+        key = "shell.class_paused" if place.is_paused else "shell.class_next" if place.before == 0 else "shell.class_waits"
+        st.info(t(key, count=place.before, start=starts), icon=":material/hourglass_empty:")
+        return
     holding, before = holder(workspace, state.device), waiting_before(workspace, job)
     if holding is not None and holding.id != job.id:
         words_ = t("shell.waiting_for_job", job=holding.id, device=state.device)

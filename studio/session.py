@@ -6,6 +6,7 @@ Nothing here is the truth: that lies in the workspace. A lost session costs a us
 from __future__ import annotations
 
 LANGUAGE = "language"
+VISITOR = "visitor"  # who looks at the page: role and name; another one gets an empty session
 RUN = "run"  # also a query parameter: the run a page is about
 DATASET = "dataset"
 RECIPE = "recipe"

@@ -33,6 +33,7 @@ from studio.panels import (
     watch_job,
 )
 from studio.session import RUN
+from studio.visitors import open_workspace
 
 _LOG_LINES = 200
 _ANSWERS_SHOWN = 5
@@ -92,7 +93,7 @@ def _draw_standing_now(folder: str, drawn: str) -> None:
         st.caption(t("train.about", recipe=_title_of(run), dataset=sources, device=state.device, when=when(state.created)),
                    width="content")
     if state.state == "queued":
-        draw_waiting(Workspace.open(), run, state)
+        draw_waiting(open_workspace(), run, state)
     elif state.is_active:
         draw_progress(state)
     else:

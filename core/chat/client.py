@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from core.chat.endpoint import answer_at_endpoint, is_endpoint
-from core.chat.handle import Handle, chat_folder, read_handle
+from core.chat.handle import Handle, read_handle, worker_folder
 from core.chat.request import Sampled
 from core.chat.talk import Said
+from core.classroom.place import student_of
 from core.errors import StudioError
 from core.jobs.launch import worker_environment
 from core.words import Text
@@ -46,7 +47,7 @@ def find_worker(workspace: Workspace, folder: Path | None = None) -> Handle | No
     """The running chat process, the studio's own or that of another folder; None when there is none."""
     for child in _children:
         child.poll()
-    return read_handle(folder or chat_folder(workspace))
+    return read_handle(folder or worker_folder(workspace))
 
 
 def ensure_worker(workspace: Workspace, folder: Path | None = None, options: Sequence[str] = ()) -> Handle:
@@ -60,7 +61,7 @@ def ensure_worker(workspace: Workspace, folder: Path | None = None, options: Seq
         StudioError: it did not come up.
     """
     with _starting:
-        folder = folder or chat_folder(workspace)
+        folder = folder or worker_folder(workspace)
         handle = find_worker(workspace, folder)
         if handle is not None:
             return handle
@@ -180,7 +181,7 @@ class Answers:
         try:
             if not self._read_events() and not self._closed:
                 self._fail(Text("The chat process ended without a word: it was killed, or the machine ran out of memory."),
-                           Text("Ask again; it starts anew. Its log is {log}.", log=str(chat_folder(self._workspace) / "log.txt")))
+                           Text("Ask again; it starts anew. Its log is {log}.", log=str(worker_folder(self._workspace) / "log.txt")))
         except StudioError as error:
             self._fail(error.problem, error.hint)
         finally:
@@ -240,11 +241,12 @@ class Answers:
             except (OSError, http.client.HTTPException):
                 time.sleep(0.3 * (attempt + 1))
         raise StudioError("The chat process does not answer.", "Ask again; its log is {log}.",
-                          log=chat_folder(self._workspace) / "log.txt")
+                          log=worker_folder(self._workspace) / "log.txt")
 
     def _body(self) -> bytes:
         models, histories = [self.panes[number].model for number in self._local], [self._histories[number] for number in self._local]
-        return json.dumps({"id": self._request, "models": models, "sampled": self._sampled.model_dump(), "histories": histories}).encode()
+        return json.dumps({"id": self._request, "member": student_of(self._workspace), "models": models,
+                           "sampled": self._sampled.model_dump(), "histories": histories}).encode()
 
     def _take(self, event: dict[str, Any]) -> None:
         kind, number = event["event"], event["pane"]

@@ -35,6 +35,7 @@ from core.chat.panes import (
 from core.chat.proof import Proof
 from core.chat.request import ChatRequest
 from core.chat.stops import is_stuck
+from core.classroom.place import student_workspace
 from core.errors import StudioError
 from core.models.catalogue import Model
 from core.words import Text
@@ -68,7 +69,8 @@ class Desk:
 
     def prepare(self, request: ChatRequest) -> Asked:
         """Encode a request; this takes its time with long texts and holds up nobody."""
-        return prepare(request, lambda reference: self._find(self.workspace, reference), self.loaded.encoder)
+        asking = student_workspace(self.workspace, request.member)
+        return prepare(request, lambda reference: self._find(asking, reference), self.loaded.encoder)
 
     def submit(self, asked: Asked) -> None:
         """Put a request at the end of the queue.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from core.classroom.place import class_root
+from core.classroom.room import Classroom
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job, JobState
 from core.jobs.worker import WORK
@@ -14,5 +16,7 @@ def jobs_at_device(workspace: Workspace, device: str = "") -> list[tuple[Job, Jo
     Args:
         device: only those whose device begins like this: `cuda`, `cpu`; all when empty.
     """
-    return [(job, state) for job, state in active_jobs(workspace)
+    root = class_root(workspace)  # the devices are everybody's
+    places = [workspace] if root is None else [place for _, place in Classroom(Workspace(root)).members()]
+    return [(job, state) for place in places if place.jobs.is_dir() for job, state in active_jobs(place)
             if WORK.get(state.kind, ("", False))[1] and state.device.startswith(device)]

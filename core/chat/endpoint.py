@@ -70,6 +70,9 @@ def read_endpoint(reference: str) -> Endpoint:
                           "Put it into the environment as SWEETSPOT_ENDPOINT_KEY.")
     if not model.strip():
         raise StudioError("The endpoint {url} is named without a model.", hint, url=url[:200])
+    if os.environ.get("SWEETSPOT_GATE") and url.rstrip("/") != os.environ.get(URL_VARIABLE, "").rstrip("/"):
+        raise StudioError("A shared studio asks only the endpoint that its owner has named.",
+                          "Its owner can set SWEETSPOT_ENDPOINT_URL before the start.")  # else visitors reach this machine's network
     return Endpoint(url.rstrip("/"), model.strip())
 
 

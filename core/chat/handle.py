@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from core.classroom.place import models_home
 from core.jobs.process import ProcessIdentity
 from core.workspace import Workspace, read_json
 
@@ -24,6 +25,11 @@ class Handle(BaseModel):
 
 def chat_folder(workspace: Workspace) -> Path:
     return workspace.cache / "chat"
+
+
+def worker_folder(workspace: Workspace) -> Path:
+    """Where the chat process that answers this workspace keeps its handle: a class has one process, so each base is loaded once."""
+    return chat_folder(models_home(workspace))
 
 
 def read_handle(folder: Path) -> Handle | None:

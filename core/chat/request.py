@@ -36,6 +36,7 @@ class ChatRequest(BaseModel):
 
     Attributes:
         id: chosen by the client; a later cancel names it.
+        member: the student of a class whose models are meant; empty outside a class.
         models: one reference per pane.
         histories: one conversation per pane; the last message is the question.
         stop: an answer ends before the first of these texts.
@@ -46,6 +47,7 @@ class ChatRequest(BaseModel):
     """
 
     id: str = Field(min_length=8, max_length=64)
+    member: str = Field("", max_length=80)
     models: list[str] = Field(min_length=1, max_length=MOST_MODELS)
     histories: list[list[ChatMessage]]
     sampled: Sampled = Sampled()

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 600.0
 MOST_WAITING = 128
+MOST_OF_ONE_STUDENT = 2  # the others of a class wait for the same process
 _WATCH_SECONDS = 1.0
 _CLIENT_SECONDS = 30.0  # a client that reads nothing for so long is gone
 
@@ -90,6 +92,7 @@ class ChatServer(ThreadingHTTPServer):
         self._imports = threading.Lock()
         self._work = threading.Event()
         self._asking = 0
+        self._of_member: Counter[str] = Counter()
         self._desk: Desk | None = None
 
     def desk(self) -> Desk:
@@ -132,7 +135,11 @@ class ChatServer(ThreadingHTTPServer):
             StudioError: too many wait already.
         """
         with self._books:
+            if request.member and self._of_member[request.member] >= MOST_OF_ONE_STUDENT:
+                raise StudioError("{count} of your questions wait for an answer already.", "Wait for them, or stop one.",
+                                  count=MOST_OF_ONE_STUDENT)
             self._asking += 1
+            self._of_member[request.member] += 1
         cancelled = self.cancelled.setdefault(request.id, set())
         asked = None
         try:
@@ -157,6 +164,8 @@ class ChatServer(ThreadingHTTPServer):
                 asked.has_left = True
             with self._books:
                 self._asking -= 1
+                self._of_member[request.member] -= 1
+                self._of_member += Counter()  # forgets those at zero
             self.cancelled.pop(request.id, None)
             self.last_asked = time.monotonic()
 

@@ -19,6 +19,7 @@ from core.errors import StudioError
 from core.jobs.folder import Job, create_job, new_job_id
 from core.jobs.launch import start_job
 from core.jobs.worker import Recorder
+from core.roots import check_source
 from core.words import Text
 from core.workspace import Workspace, check_name, explain_full_disk
 
@@ -45,6 +46,7 @@ def start_import(workspace: Workspace, source: str, name: str, reading: Reading 
     reading.check()
     if (workspace.datasets / check_name(name, "dataset")).exists():
         raise StudioError("A dataset called {name} exists already.", "Choose another name, or delete the old one first.", name=name)
+    check_source(workspace, source)
     is_set = is_hub_source(source)
     if not is_set:
         look_at(source, shown_name, whole=False)  # what its beginning tells need not wait for the job

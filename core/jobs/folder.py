@@ -16,8 +16,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from core.classroom.limits import check_disk
 from core.errors import StudioError
 from core.jobs.process import ProcessIdentity
+from core.redact import redact_data
 from core.words import Text
 from core.workspace import Workspace, append_jsonl, explain_full_disk, read_json, read_jsonl, write_json, write_text
 
@@ -144,10 +146,13 @@ class Job:
         return abs(time.time() - state.created) < LAUNCH_GRACE_SECONDS  # abs: the clock may have been set back
 
     def write_state(self, state: JobState) -> None:
-        write_json(self.folder / "state.json", state.model_dump())
+        told = state.model_dump()
+        for name in ("problem", "hint", "result", "progress"):  # what a library said may quote a token
+            told[name] = redact_data(told[name])
+        write_json(self.folder / "state.json", told)
 
     def event(self, name: str, **data: Any) -> None:
-        append_jsonl(self.folder / "events.jsonl", {"time": time.time(), "event": name, **data})
+        append_jsonl(self.folder / "events.jsonl", {"time": time.time(), "event": name, **redact_data(data)})
 
     def events(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "events.jsonl")
@@ -191,8 +196,9 @@ def create_job(folder: Path, kind: str, spec: dict[str, Any], device: str = "cpu
         files: other files that its work reads: name -> text.
 
     Raises:
-        StudioError: a job of this name exists.
+        StudioError: a job of this name exists, or a student's share of the disk is used up.
     """
+    check_disk(Workspace(folder.parent.parent))
     try:
         with explain_full_disk(folder):
             folder.mkdir(parents=True)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from core.classroom.place import member_of
+from core.classroom.queue import queue_of
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job
 from core.workspace import Workspace
@@ -23,10 +25,17 @@ _NEED_NO_DEVICE = ("lesson",)
 @contextmanager
 def hold_device(workspace: Workspace, job: Job, is_cancelled: Callable[[], bool]) -> Iterator[bool]:
     """Wait for the job's devices, hold them for the block. Yields False when cancelled while waiting."""
-    locks = workspace.cache / "locks"
+    queue = queue_of(workspace)
+    locks = (workspace.cache if queue is None else queue.root / "cache") / "locks"  # a class shares its devices
     locks.mkdir(parents=True, exist_ok=True)
+    names = [name.replace(":", "-") for name in sorted(_parts(job.state().device))]
+    if queue is not None:
+        names.append(f"student-{member_of(workspace)}")  # one running job each
     with ExitStack() as stack:
-        held = [stack.enter_context((locks / f"{name.replace(':', '-')}.lock").open("w")) for name in sorted(_parts(job.state().device))]
+        held = [stack.enter_context((locks / f"{name}.lock").open("w")) for name in names]
+        if queue is not None:
+            yield stack.enter_context(queue.take_turn(job, member_of(workspace), lambda: _try_locks(held), is_cancelled))
+            return
         while not is_cancelled():
             if not waiting_before(workspace, job) and _try_locks(held):
                 yield True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -16,10 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.classroom.limits import check_disk, check_memory, is_far_over_memory
 from core.errors import StudioError
 from core.jobs.folder import Job, JobState, Progress
 from core.jobs.process import ProcessIdentity
 from core.jobs.queue import hold_device
+from core.redact import RedactedStream
 from core.words import Text
 from core.workspace import Workspace, is_full_disk
 
@@ -54,6 +57,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._stop = False  # no threading.Event: a signal handler that sets one can wait for itself
         self.told_to_stop = False  # whether the work itself has heard of it
+        self.reached: StudioError | None = None  # a student's limit
         self._phase_began = time.monotonic()
         self._phase_first_done = 0
         self._written = 0.0
@@ -99,8 +103,22 @@ class Recorder:
         while not ended.wait(HEARTBEAT_SECONDS):
             try:
                 self.update()
+                self._look_at_limits()
             except (OSError, StudioError) as error:  # a full disk may have room again at the next beat
                 note(f"heartbeat: {error}")
+
+    def _look_at_limits(self) -> None:
+        """A student's job that takes more than its share is asked to stop; one whose memory goes on growing is killed at once."""
+        workspace = Workspace(self.job.folder.parent.parent)
+        try:
+            check_memory(workspace)
+            check_disk(workspace)
+        except StudioError as error:
+            self.reached = self.reached or error
+            self.ask_to_stop()
+        if is_far_over_memory(workspace) and self.reached is not None:
+            self.last_word(state="failed", ended=time.time(), **self.reached.to_json())
+            os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def last_word(self, **fields: Any) -> None:
         """Write how it ended, even on a full disk."""
@@ -149,6 +167,8 @@ def run_job(folder: Path) -> int:
             outcome = {"state": "failed", **unexpected(error).to_json()}
         ended.set()
         heart.join()
+        if recorder.reached is not None:
+            outcome = {**outcome, "state": "failed", **recorder.reached.to_json()}
         recorder.last_word(ended=time.time(), **outcome)
         return 1 if outcome["state"] == "failed" else 0
 
@@ -170,6 +190,7 @@ def _work(job: Job, recorder: Recorder) -> dict[str, Any]:
 
 
 def _run(target: str, job: Job, recorder: Recorder, workspace: Workspace) -> dict[str, Any]:
+    check_disk(workspace)  # it may have been used up while the job waited
     recorder.update(state="running", started=time.time())
     module, function = target.split(":")
     work: Callable[[Workspace, Job, Recorder], dict[str, Any]] = getattr(importlib.import_module(module), function)
@@ -198,4 +219,8 @@ def unexpected(error: BaseException) -> StudioError:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(Path(sys.argv[1]).resolve()))
+    out = sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
+    status = run_job(Path(sys.argv[1]).resolve())
+    for stream in out:
+        stream.finish()
+    sys.exit(status)

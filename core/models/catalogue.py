@@ -18,6 +18,7 @@ from core.errors import StudioError
 from core.models.check import check_adapter
 from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
 from core.models.header import ModelHeader, read_header
+from core.roots import check_path
 from core.runs import find_checkpoint, find_run
 from core.workspace import Workspace, check_name
 
@@ -47,7 +48,8 @@ def find_base(workspace: Workspace, source: str) -> Path:
             raise StudioError("The embedded model is not prepared yet.", "Run `sweetspot models add embedded` once (about 20 seconds).")
         return embedded_folder(workspace)
     if "/" not in source and is_folder(workspace.models / source):
-        return workspace.models / check_name(source, "model")
+        folder = workspace.models / check_name(source, "model")
+        return folder.resolve() if folder.is_symlink() else folder  # of a class: the same folder for everybody
     if source.startswith(("/", ".", "~")):
         folder = Path(source)
         try:
@@ -57,7 +59,7 @@ def find_base(workspace: Workspace, source: str) -> Path:
         if not is_folder(folder):
             raise StudioError("There is no model folder at {folder}.", "`sweetspot models list` shows the models that are here.",
                               folder=folder)
-        return folder.resolve()
+        return check_path(workspace, folder)
     if source.startswith(HUB) and is_hub_id(source.removeprefix(HUB)):
         return _from_hub(source.removeprefix(HUB))
     refuse_two_meanings(source)

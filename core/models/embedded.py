@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.classroom.place import models_home, share_models
 from core.errors import StudioError
 from core.jobs.once import one_at_a_time
 from core.models.gguf_reading import as_plain_model, load_gguf, tidy_tokenizer_config
@@ -28,7 +29,8 @@ _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def embedded_folder(workspace: Workspace) -> Path:
-    return workspace.models / EMBEDDED_NAME
+    """Where it lies once prepared; a class has one for everybody."""
+    return models_home(workspace).models / EMBEDDED_NAME
 
 
 def is_prepared(workspace: Workspace) -> bool:
@@ -67,9 +69,10 @@ def prepare_embedded(workspace: Workspace, recorder: Recorder | None = None) -> 
         StudioError: the package is missing or damaged, or the disk is full.
     """
     if not is_prepared(workspace):
-        with one_at_a_time(workspace, "prepare"):  # two jobs may want it at once; the second then finds it done
+        with one_at_a_time(models_home(workspace), "prepare"):  # two jobs may want it at once; the second then finds it done
             if not is_prepared(workspace):
                 _prepare(embedded_folder(workspace), recorder)
+        share_models(workspace)
     return embedded_folder(workspace)
 
 

@@ -8,6 +8,7 @@ from core.data.library import Card, list_datasets
 from core.errors import StudioError
 from core.recipe.files import change_recipe, dump_recipe, parse_recipe, read_recipe_text, recipe_path
 from core.recipe.schema import Recipe
+from core.redact import redact
 from core.workspace import Workspace, check_name, write_text
 
 
@@ -21,7 +22,7 @@ def write_draft(workspace: Workspace, name: str, text: str) -> None:
     """Keep a text, right or wrong."""
     path = _draft_path(workspace, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    write_text(path, redact(text))
 
 
 def drop_draft(workspace: Workspace, name: str) -> None:
@@ -39,7 +40,7 @@ def save_draft(workspace: Workspace, name: str, text: str, new_name: str) -> Pat
     if path.exists() and new_name != name:
         raise StudioError("There is already a recipe called {name}.", "Choose another name, or delete {path} first.",
                           name=new_name, path=path)
-    write_text(path, text)
+    write_text(path, redact(text))
     drop_draft(workspace, name)
     return path
 

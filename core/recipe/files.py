@@ -18,6 +18,8 @@ from core.recipe.faults import explain, kinds_at
 from core.recipe.layout import commented_yaml, edited_text
 from core.recipe.preset_words import PRESET_WORDS
 from core.recipe.schema import Recipe
+from core.redact import redact
+from core.roots import check_path
 from core.words import Text
 from core.workspace import Workspace, check_name, write_text
 
@@ -213,7 +215,7 @@ def save_recipe(workspace: Workspace, name: str, recipe: Recipe, *, replace: boo
             name=name,
             path=path,
         )
-    write_text(path, dump_recipe(recipe, read_recipe_text(path) if exists else None, language))
+    write_text(path, redact(dump_recipe(recipe, read_recipe_text(path) if exists else None, language)))
     return path
 
 
@@ -276,7 +278,7 @@ def recipe_path(workspace: Workspace, ref: str) -> Path:
             if _is_file(folder / f"{ref}.yaml"):
                 return folder / f"{ref}.yaml"
     elif _is_file(Path(ref).expanduser()):
-        return Path(ref).expanduser()
+        return check_path(workspace, Path(ref))
     known = [*list_recipes(workspace), *(preset.name for preset in presets())]
     guess = difflib.get_close_matches(Path(ref).stem if is_path else ref, known, 1, 0.5)
     if is_path:

@@ -20,6 +20,7 @@ from core.models.header import HEAD_NAMES, read_header, tensor_shapes
 from core.recipe.files import dump_recipe
 from core.recipe.plan import Plan, plan_updates
 from core.recipe.schema import Recipe
+from core.redact import redact, redact_data
 from core.runs import Run
 from core.train.devices import choose_devices
 from core.workspace import CHECKOUT, Workspace, slug
@@ -51,11 +52,11 @@ def create_run(workspace: Workspace, recipe: Recipe, name: str = "", nodes: dict
     folder = workspace.runs / new_job_id("", slug(name or recipe.title or recipe.data.sources[0].dataset))
     spec = {"name": name, "updates": plan.updates, "snapshots": plan.snapshot_steps, **devices.to_spec(),
             **({"nodes": nodes} if nodes else {})}
-    environment = {
+    environment = redact_data({
         "versions": package_versions(), "python": sys.version.split()[0], "system": platform.platform(), "device": devices.name,
-        "processes": devices.processes, "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit(), "argv": sys.argv}
+        "processes": devices.processes, "gpus": [gpu.name for gpu in read_gpus()], "commit": _commit(), "argv": sys.argv})
     return Run(create_job(folder, "train", spec, devices.name, {
-        "recipe.yaml": dump_recipe(recipe), "dataset.json": json.dumps({"sources": datasets, "seed": recipe.schedule.seed}),
+        "recipe.yaml": redact(dump_recipe(recipe)), "dataset.json": json.dumps({"sources": datasets, "seed": recipe.schedule.seed}),
         "environment.json": json.dumps(environment, indent=1)}).folder)
 
 

@@ -61,13 +61,15 @@ class Served:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
+    def start(self, **served: str) -> None:
+        """`served`: what `sweetspot studio` says about it by the environment, such as SWEETSPOT_GATE="class"."""
         log = self.elsewhere / "log.txt"
         environment = os.environ | {"SWEETSPOT_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", f"from studio.launch import launch; launch({self.port})"], cwd=self.elsewhere, env=environment,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                [sys.executable, "-c", f"from studio.launch import launch; launch({self.port}, environment={served})"],
+                cwd=self.elsewhere, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True)
         self._wait_until_healthy(log)
 
     def _wait_until_healthy(self, log: Path) -> None:

@@ -1,0 +1,1 @@
+"""Who may come in: passwords, guesses, sessions. No web framework; `studio.gate` asks here."""

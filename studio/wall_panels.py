@@ -1,0 +1,128 @@
+"""The Class page's wall and leaderboard: every student's curve, state and verdict; a click opens the matrix."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.classroom.room import Classroom
+from core.classroom.wall import Standing, leaderboard, read_wall
+from core.runs import Run, find_run
+from core.workspace import Workspace
+from studio.compare_panels import load_matrix
+from studio.i18n import plain, t, t_plainly
+from studio.matrix import draw_answers, draw_matrix
+from studio.panels import STATE_MARKS, errors_in_words
+
+_WALL_SECONDS = 4.0
+_COLUMNS, _COLUMNS_PRESENTED = 4, 2
+_OPEN = "wall_open"  # the student whose matrix is shown
+_VERDICT_MARKS = {"recommended": ("verified", "green"), "compromise": ("balance", "orange"), "not_learned": ("hourglass_empty", "gray")}
+_OTHER_VERDICT = ("help", "gray")
+
+
+def draw_wall(room: Classroom) -> None:
+    """One card per student, drawn anew every few seconds; below it the matrix of the student who was clicked."""
+    is_presented = st.toggle(t("wall.presenter"), key="wall_presenter", help=t("wall.presenter_help"), persist_state="session")
+    if not room.students():
+        st.info(t("wall.nobody", code=shown_code(room)), icon=":material/person_add:")
+    st.fragment(_draw_cards, run_every=_WALL_SECONDS)(room, is_presented)
+    opened = st.session_state.get(_OPEN)
+    if opened is not None and (student := room.student(opened)) is not None:
+        _draw_matrix(room, opened, student.name)
+
+
+def shown_code(room: Classroom) -> str:
+    """The code of the class as it is written on a board."""
+    code = room.settings().code
+    return f"{code[:4]}-{code[4:]}"
+
+
+def _draw_cards(room: Classroom, is_presented: bool) -> None:
+    standings = read_wall(room)
+    _draw_counts(standings, is_presented)
+    width = _COLUMNS_PRESENTED if is_presented else _COLUMNS
+    for first in range(0, len(standings), width):
+        for column, standing in zip(st.columns(width), standings[first:first + width], strict=False):
+            with column, st.container(border=True, height="stretch", key=f"wall_card_{standing.student}"):
+                _draw_card(standing, is_presented)
+
+
+def _draw_counts(standings: list[Standing], is_presented: bool) -> None:
+    """The class in four numbers."""
+    at_work = sum(standing.state in ("queued", "running", "stopping") for standing in standings)
+    judged = sum(standing.best is not None for standing in standings)
+    found = sum(standing.verdict == "recommended" for standing in standings)
+    numbers = {"wall.students": len(standings), "wall.at_work": at_work, "wall.judged": judged, "wall.found": found}
+    for column, (key, count) in zip(st.columns(len(numbers)), numbers.items(), strict=True):
+        column.metric(t(key), count, border=is_presented)
+
+
+def _draw_card(standing: Standing, is_presented: bool) -> None:
+    (st.title if is_presented else st.subheader)(plain(standing.name), anchor=False)
+    if standing.state == "nothing":
+        st.badge(t("wall.nothing_yet"), icon=":material/hourglass_empty:", color="gray")
+        return
+    icon, colour = STATE_MARKS[standing.state]
+    with st.container(horizontal=True, gap="small"):
+        st.badge(t(f"shell.state_{standing.state}"), icon=f":material/{icon}:", color=colour)
+        if standing.verdict:
+            mark, tone = _VERDICT_MARKS.get(standing.verdict, _OTHER_VERDICT)
+            st.badge(t(f"compare.verdict_{standing.verdict}"), icon=f":material/{mark}:", color=tone)
+    if standing.kind:
+        st.progress(min(1.0, standing.share))
+    # A curve of fewer points than this is a dot.
+    curve = list(standing.losses) if len(standing.losses) > 1 else None
+    if standing.score is not None:
+        st.metric(t("wall.score"), f"{standing.score:.2f}", t_plainly("wall.at_step", step=standing.step), delta_color="off",
+                  delta_arrow="off", chart_data=curve, chart_type="line")
+    elif curve:
+        st.metric(t("wall.loss"), f"{curve[-1]:.2f}", chart_data=curve, chart_type="line")
+    if standing.run is not None and st.button(t("wall.open"), key=f"wall_open_{standing.student}", icon=":material/grid_on:",
+                                              type="tertiary", disabled=standing.verdict is None):
+        st.session_state[_OPEN] = standing.student
+        st.rerun()
+
+
+def _draw_matrix(room: Classroom, slug: str, name: str) -> None:
+    """Everything that the newest judged run of a student answered."""
+    workspace = Workspace(room.folder / slug)
+    head, close = st.columns([5, 1], vertical_alignment="bottom")
+    head.subheader(t("wall.matrix_of", name=name), anchor=False)
+    if close.button(t("wall.close"), key="wall_close", icon=":material/close:"):
+        del st.session_state[_OPEN]
+        st.rerun()
+    run = _newest_judged(workspace)
+    if run is None:
+        st.caption(t("wall.not_judged"))
+        return
+    with errors_in_words():
+        matrix = load_matrix(workspace, find_run(workspace, run.id))
+        if matrix is not None:
+            draw_matrix(matrix)
+            draw_answers(matrix)
+
+
+def _newest_judged(workspace: Workspace) -> Run | None:
+    judged = sorted(path.parent for path in workspace.runs.glob("*/verdict.json"))
+    return Run(judged[-1]) if judged else None
+
+
+def draw_board(room: Classroom, *, is_teacher: bool) -> None:
+    """Everybody by their best score. Students see it unless the teacher has hidden it."""
+    is_shown = room.settings().leaderboard_is_shown
+    if is_teacher:
+        shown = st.toggle(t("wall.board_shown"), value=is_shown, key="wall_board_shown", help=t("wall.board_shown_help"))
+        if shown != is_shown:
+            room.change(leaderboard_is_shown=shown)
+    elif not is_shown:
+        st.info(t("wall.board_hidden"), icon=":material/visibility_off:")
+        return
+    ranked = leaderboard(read_wall(room))
+    if not ranked:
+        st.info(t("wall.board_empty"), icon=":material/leaderboard:")
+        return
+    place, student, score = t_plainly("wall.place"), t_plainly("wall.student"), t_plainly("wall.score")
+    st.dataframe([{place: number, student: standing.name, score: standing.best} for number, standing in enumerate(ranked, 1)],
+                 hide_index=True, alt=t_plainly("wall.board_alt"), row_height=48 if is_teacher else None,
+                 column_config={score: st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="%.3f")})
+    st.caption(t("wall.score_note"))

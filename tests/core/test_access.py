@@ -1,0 +1,123 @@
+"""Who comes in: the password's hash, guesses that get slower, sessions that end. The clock is the test's own."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from core.access.guesses import FREE_GUESSES, LONGEST_SECONDS, LONGEST_SECONDS_OF_ALL, Guesses, network_of
+from core.access.password import hash_password, matches, set_password, stored_password
+from core.access.secret_file import access_folder
+from core.access.sessions import Sessions
+from core.errors import StudioError
+from core.workspace import Workspace
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_password_is_kept_as_a_salted_hash_that_only_its_owner_reads(workspace: Workspace) -> None:
+    set_password(workspace, "correct horse")
+    path = access_folder(workspace) / "password.json"
+    assert "correct" not in path.read_text(encoding="utf-8")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    stored = stored_password(workspace)
+    assert matches("correct horse", stored) and not matches("correct horsf", stored) and not matches("", stored)
+    assert hash_password("correct horse") != hash_password("correct horse")
+
+
+@pytest.mark.parametrize("damaged", ["", "scrypt$1$2$3", "md5$1$1$1$YQ==$YQ==", "scrypt$x$8$1$YQ==$YQ==", "scrypt$16384$8$1$!$?"])
+def test_damaged_hash_lets_nobody_in(damaged: str) -> None:
+    assert not matches("", damaged) and not matches("anything", damaged)
+
+
+def test_damaged_password_file_lets_nobody_in(workspace: Workspace) -> None:
+    set_password(workspace, "correct horse")
+    (access_folder(workspace) / "password.json").write_text('{"ha', encoding="utf-8")
+    assert stored_password(workspace) is None
+
+
+@pytest.mark.parametrize("password", ["", "short", "x" * 257])
+def test_password_of_the_wrong_length_is_refused_in_words(workspace: Workspace, password: str) -> None:
+    with pytest.raises(StudioError, match="characters"):
+        set_password(workspace, password)
+    assert stored_password(workspace) is None
+
+
+def test_guesses_get_slower_and_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    clock = Clock()
+    guesses = Guesses(tmp_path / "guesses.json", clock)
+    for _ in range(FREE_GUESSES):
+        assert guesses.take("10.0.0.1") == 0
+    assert guesses.take("10.0.0.1") == 0  # one more goes through and costs
+    waits = []
+    for _ in range(12):
+        guesses = Guesses(tmp_path / "guesses.json", clock)  # the server was started again
+        wait = guesses.seconds_to_wait("10.0.0.1")
+        assert guesses.take("10.0.0.1") == wait > 0
+        waits.append(wait)
+        clock.now += wait
+        assert guesses.take("10.0.0.1") == 0
+    assert waits == sorted(waits) and waits[-1] == LONGEST_SECONDS
+    assert guesses.take("10.0.0.2") == 0, "others are not held up by one who guesses"
+
+
+def test_many_addresses_are_slowed_together_and_never_shut_the_owner_out(tmp_path: Path) -> None:
+    clock = Clock()
+    guesses = Guesses(tmp_path / "guesses.json", clock)
+    for number in range(300):
+        guesses.take(f"10.0.{number // 200}.{number % 200}")
+    wait = guesses.take("192.168.1.1")
+    assert 0 < wait <= LONGEST_SECONDS_OF_ALL
+    clock.now += wait
+    assert guesses.take("192.168.1.1") == 0
+    guesses.was_right("192.168.1.1")
+    assert guesses.seconds_to_wait("192.168.1.1") <= LONGEST_SECONDS_OF_ALL
+
+
+def test_ipv6_customer_counts_as_one() -> None:
+    assert network_of("2001:db8:1:2::5") == network_of("2001:db8:1:2:ffff::9") != network_of("2001:db8:1:3::5")
+    assert network_of("::ffff:10.0.0.1") == network_of("10.0.0.1")
+    assert network_of("not an address") == "unknown"
+
+
+def test_session_ends_idle_and_in_any_case(tmp_path: Path) -> None:
+    clock = Clock()
+    sessions = Sessions(tmp_path / "sessions.json", clock, idle_seconds=100, absolute_seconds=250)
+    token = sessions.sign_in("student", "ana")
+    for _ in range(2):
+        clock.now += 90
+        sessions.touch(token)
+        assert sessions.visitor(token).student == "ana"
+    clock.now += 80  # used all the time, but 260 seconds old
+    sessions.touch(token)
+    assert sessions.visitor(token) is None
+    second = sessions.sign_in("owner")
+    clock.now += 101
+    assert sessions.visitor(second) is None, "nobody did anything for too long"
+
+
+def test_sessions_are_kept_without_their_tokens_and_end_when_told_to(tmp_path: Path) -> None:
+    clock = Clock()
+    path = tmp_path / "sessions.json"
+    sessions = Sessions(path, clock)
+    ana, ben, teacher = sessions.sign_in("student", "ana"), sessions.sign_in("student", "ben"), sessions.sign_in("teacher")
+    assert not any(token in path.read_text(encoding="utf-8") for token in (ana, ben, teacher))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again = Sessions(path, clock)  # the server was started again
+    assert again.visitor(ana).student == "ana" and again.visitor(teacher).role == "teacher"
+    again.sign_out_everybody(student="ana")
+    assert again.visitor(ana) is None and again.visitor(ben).student == "ben"
+    again.sign_out(ben)
+    assert Sessions(path, clock).visitor(ben) is None
+    for wrong in (None, "", "x", "x" * 10_000, json.dumps({}), ana[:-1]):
+        assert again.visitor(wrong) is None
