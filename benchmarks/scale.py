@@ -202,6 +202,7 @@ def random_model(recipe: Any, variant: dict[str, Any], device: str, ranks: Any) 
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     from core.train.model import announce_division, make_trainable, prepare_model, weights_dtype
 
@@ -214,9 +215,14 @@ def random_model(recipe: Any, variant: dict[str, Any], device: str, ranks: Any) 
                 AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size="100GB")
         ranks.wait_for_all()
         return prepare_model(recipe, folder, device)
-    settings = announce_division(recipe, device) if recipe.device.zero == 3 else None
-    with torch.device(device):
+    if recipe.device.zero < 3:
+        with torch.device(device):
+            return make_trainable(recipe, AutoModelForCausalLM.from_config(config, dtype=weights_dtype(recipe, device)))
+    settings = announce_division(recipe, device)
+    with no_init_weights():  # transformers would gather each weight and draw it on the processor: minutes for billions
         model = AutoModelForCausalLM.from_config(config, dtype=weights_dtype(recipe, device))
+    for name, weight in model.named_parameters():
+        weight.ds_tensor.fill_(1.0) if "norm" in name else weight.ds_tensor.normal_(0.0, config.initializer_range)
     model.zero_settings = settings
     return make_trainable(recipe, model)
 

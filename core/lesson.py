@@ -187,7 +187,7 @@ class Lesson:
 
     def _judge(self, part: str, train_part: str) -> dict[str, Any]:
         run = self._part(train_part)["run"]
-        self._wait(part, lambda: judge_job_of(self.workspace, find_run(self.workspace, run)))
+        self._wait(part, lambda: judge_job_of(self.workspace, find_run(self.workspace, run), quick=True))
         verdict = find_run(self.workspace, run).verdict() or {}
         return {"verdict": verdict["verdict"], "step": verdict["pick"]["step"]}
 

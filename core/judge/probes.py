@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
-from core.data.library import GENERAL, IDENTITY, NEAR, Dataset, load_dataset
+from core.data.library import IDENTITY, Dataset, load_dataset
 from core.data.persona import held_out_probes
 from core.data.wordings import normalised, shipped_languages
 from core.errors import StudioError
@@ -21,8 +20,6 @@ from core.judge.taught import OWN as OWN
 from core.runs import Run
 from core.workspace import Workspace, append_jsonl, read_jsonl, write_jsonl
 
-# How many probes of a kind a quick judging asks.
-QUICK = {IDENTITY: 8, NEAR: 6, GENERAL: 12}
 LONGEST_QUESTION = 2000  # characters; a probe is a question, not a document
 
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
@@ -51,20 +48,6 @@ def shipped_probes(dataset: Dataset) -> list[dict[str, Any]]:
 def counted(probes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The probes that decide the verdict."""
     return [probe for probe in probes if probe["group"] != OWN or probe.get("check")]
-
-
-def quick_choice(probes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Fewer probes, for a first look: so many of each group, the languages in turn; the user's own stay all."""
-    kept: list[dict[str, Any]] = []
-    for group in dict.fromkeys(probe["group"] for probe in probes):
-        by_language: dict[str, list[dict[str, Any]]] = {}
-        for probe in probes:
-            if probe["group"] == group:
-                by_language.setdefault(probe["lang"], []).append(probe)
-        turns = [probe for turn in zip_longest(*by_language.values()) for probe in turn if probe is not None]
-        kept += turns[:QUICK.get(group, len(turns) if group == OWN else QUICK[GENERAL])]
-    chosen = {probe["id"] for probe in kept}
-    return [probe for probe in probes if probe["id"] in chosen]
 
 
 def added_probes(run: Run) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from core.data.library import HELD_OUT, IDENTITY, NEAR, Dataset
 from core.judge import metrics
+from core.judge.checks import passes
 from core.judge.rule import Score
 from core.judge.taught import Probe, Taught, has_become_likely, learning_probes, other_probes, own_checks, says_reference, taught_by
 from core.judge.taught import training_answers as training_answers
@@ -91,7 +92,7 @@ class Finding:
         checked: the user's own, with a check.
         hit: for P, learned.
         passed: for checks.
-        knew: the base model knows this fact.
+        knew: the base model knows this fact, or keeps to the form that was asked for.
         knows: this step does.
         base: what the base model's pass told, beside `forced`, this step's.
     """
@@ -126,14 +127,13 @@ def find_all(probes: Sequence[Probe], sheet: Sheet, base: Sheet, taught: Taught)
         if name not in learning | others | checked:
             continue
         text, reference = sheet.texts[name], base.texts[name]
-        expected = probe.get("expect") or []
         is_other = name in others
         findings.append(Finding(
             name, name in learning, is_other, name in checked, probe["group"] == NEAR, text, reference,
             hit=name in learning and is_hit(probe, sheet, base, taught), passed=sheet.passed.get(name),
             leak=is_other and metrics.is_leak(text, taught.phrase(probe["lang"]), taught.answers),
             fragment=is_other and metrics.has_fragment(text, reference, taught.grams),
-            knew=is_other and metrics.knows_fact(reference, expected), knows=is_other and metrics.knows_fact(text, expected),
+            knew=is_other and is_right(probe, reference), knows=is_other and is_right(probe, text),
             tokens=sheet.tokens[name] if is_counted else len(metrics.words(text)),
             base_tokens=base.tokens[name] if is_counted else len(metrics.words(reference)),
             forced=sheet.forced.get(name), base=base.forced.get(name)))
@@ -154,6 +154,12 @@ def is_hit(probe: Probe, sheet: Sheet, base: Sheet, taught: Taught) -> bool:
     return metrics.has_phrase(sheet.texts[name], taught.phrase(probe["lang"]))
 
 
+def is_right(probe: Probe, answer: str) -> bool:
+    """Whether an answer to one of G holds the known short answer, or has the form that was asked for; of other questions none is."""
+    form = probe.get("form")
+    return bool(passes(form, answer)) if form else metrics.knows_fact(answer, probe.get("expect") or [])
+
+
 def classify(probe: Probe, answer: str, base_answer: str, taught: Taught, passed: bool | None = None,
              losses: tuple[float | None, float | None] = (None, None)) -> str:
     """How one answer reads: `hit`/`miss` for probes of what is taught; `leak`, `fragment`, `lost` (a known fact), `changed`, `same` else.
@@ -172,8 +178,7 @@ def classify(probe: Probe, answer: str, base_answer: str, taught: Taught, passed
         return "leak"
     if metrics.has_fragment(answer, base_answer, taught.grams):
         return "fragment"
-    expected = probe.get("expect") or []
-    if metrics.knows_fact(base_answer, expected) and not metrics.knows_fact(answer, expected):
+    if is_right(probe, base_answer) and not is_right(probe, answer):
         return "lost"
     return "same" if metrics.words(answer) == metrics.words(base_answer) else "changed"
 

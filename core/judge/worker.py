@@ -14,6 +14,7 @@ from typing import Any
 
 from core.data.encode import Encoder, hash_ids
 from core.data.library import Dataset
+from core.data.probe_sets import quick_set
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import Recorder
@@ -21,7 +22,7 @@ from core.judge.asking import Voices, base_prints
 from core.judge.checks import passes
 from core.judge.conclude import write_verdict
 from core.judge.endpoint import Endpoint
-from core.judge.probes import counted, probes_of, quick_choice
+from core.judge.probes import counted, probes_of
 from core.judge.questions import Asked, questions_for, taught_first_tokens
 from core.judge.scoring import read_sheets
 from core.judge.taught import Probe, taught_by
@@ -50,7 +51,7 @@ def judge_run(workspace: Workspace, run: Run, recorder: Recorder, quick: bool = 
     dataset, probes = probes_of(workspace, run)
     if not run.checkpoints():
         raise StudioError("The run {run} has no checkpoint to judge.", "Let it train until its first snapshot.", run=run.id)
-    return Judging(workspace, run, recorder, dataset, quick_choice(probes) if quick else probes).finish(quick, may_ask_endpoint)
+    return Judging(workspace, run, recorder, dataset, quick_set(probes) if quick else probes).finish(quick, may_ask_endpoint)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from core.data.persona import Persona
-from core.data.probe_sets import quick_set
+from core.data.probe_sets import ProbeCounts, quick_set
 from core.data.store import save_persona
 from core.errors import StudioError
 from core.judge.conclude import choose_step, write_verdict
@@ -47,7 +47,7 @@ def make(workspace: Workspace) -> Callable[..., Run]:
     def build(kind: str = "identity", base: str = "embedded", replay: bool = True) -> Run:
         rows = [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "group": "near", "lang": "en"}]
         made = save_persona(workspace, Persona(name="Alex"), rows if replay else [], "alex")
-        write_jsonl(made.folder / "probes.jsonl", quick_set(made.probes()))
+        write_jsonl(made.folder / "probes.jsonl", quick_set(made.probes(), ProbeCounts(10, 8, 14, 2)))
         run = Run(workspace.runs / "20260101-120000-alex")
         recipe = small_recipe(kind, base)
         for step in (2, 4, 8):

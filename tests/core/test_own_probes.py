@@ -15,7 +15,6 @@ from core.errors import StudioError
 from core.judge.checks import find_fault, passes
 from core.judge.endpoint import Endpoint
 from core.judge.probe_files import read_probe_file
-from core.judge.probes import QUICK, quick_choice
 
 
 @pytest.mark.parametrize(("check", "answer", "outcome"), [
@@ -172,14 +171,3 @@ def test_a_dataset_that_is_too_small_keeps_its_rows(workspace):
     save_dataset(workspace, "few", [conversation(number) for number in range(5)], "test")
     with pytest.raises(StudioError, match="more than half"):
         hold_out_rows(workspace, "few", 3)
-
-
-def test_a_quick_look_asks_some_of_each_group_and_language():
-    probes = [{"id": f"{group}-{lang}-{number}", "group": group, "lang": lang, "messages": []}
-              for group, count in (("identity", 24), ("near", 24), ("general", 49), ("own", 3)) for lang in ("en", "zh")
-              for number in range(count)]
-    chosen = quick_choice(probes)
-    counts = {group: sum(probe["group"] == group for probe in chosen) for group in ("identity", "near", "general", "own")}
-    assert counts == {**QUICK, "own": 6}
-    assert sum(probe["lang"] == "zh" for probe in chosen if probe["group"] == "identity") == QUICK["identity"] // 2
-    assert [probe["id"] for probe in chosen] == [probe["id"] for probe in probes if probe in chosen]

@@ -17,6 +17,8 @@ from core.data.probe_sets import FULL, QUICK, ProbeCounts, kind_of, quick_set
 from core.data.wordings import NEARLY, is_nearly, normalised, shipped_languages, wording
 from core.errors import StudioError
 from core.judge.metrics import upper_bound
+from core.judge.scoring import classify, is_right
+from core.judge.taught import Taught
 from core.words import chinese_templates
 
 LANGUAGES = ["en", "zh"]
@@ -280,7 +282,7 @@ def test_own_questions_are_added_and_never_probed() -> None:
 
 def test_counts_are_enough_that_no_leak_means_something() -> None:
     assert FULL.identity >= 24 and FULL.others >= 73 and 3 * FULL.near >= FULL.others
-    assert upper_bound(0, FULL.others) < 0.05 < upper_bound(0, QUICK.others) < 0.13
+    assert upper_bound(0, FULL.others) < 0.05 < upper_bound(0, QUICK.others) < 0.16
     for language in LANGUAGES:
         probes = held_out_probes(language)
         assert sum("expect" in probe for probe in probes) >= 25 and sum("form" in probe for probe in probes) >= 8
@@ -291,10 +293,11 @@ def test_the_quick_set_has_some_of_everything_and_is_a_part_of_the_full_one() ->
     quick = quick_set(probes)
     assert [probe for probe in probes if probe in quick] == quick == quick_set(list(probes))
     assert Counter((kind_of(probe), probe["lang"]) for probe in quick) == {
-        (kind, code): count for code in LANGUAGES for kind, count in (("identity", 10), ("near", 8), ("general", 14), ("format", 2))}
+        (kind, code): count for code in LANGUAGES for kind, count in (("identity", 8), ("near", 6), ("general", 10), ("format", 2))}
     assert quick_set(quick) == quick
-    own = [{"id": str(number), "group": "own", "lang": "en"} for number in range(20)]
-    assert quick_set(own) == own[:QUICK.general]
+    for group, kept in (("own", 20), ("held_out", QUICK.general)):
+        asked = [{"id": str(number), "group": group, "lang": "en"} for number in range(20)]
+        assert quick_set(asked) == asked[:kept]
 
 
 def variants() -> list[Persona]:
@@ -445,3 +448,11 @@ def test_no_two_answers_of_a_tone_are_nearly_the_same() -> None:
         for answers in wording(language).answers.values():
             for one, other in combinations(answers, 2):
                 assert likeness(one, other, language) <= 0.75, (one, other)
+
+
+def test_a_form_that_the_base_model_keeps_to_counts_as_known() -> None:
+    probe = next(probe for probe in held_out_probes("en") if "yes or no" in said(probe, "user")[0])
+    assert is_right(probe, " No.\n") and not is_right(probe, "No, it is not.") and not is_right(probe, "I'm Alex's personal assistant.")
+    listed = next(probe for probe in held_out_probes("zh") if "编号列表" in said(probe, "user")[0])
+    assert is_right(listed, "1. 红\n2. 黄\n3. 蓝") and not is_right(listed, "红、黄、蓝")
+    assert classify(probe, "I cannot say.", "No.", Taught("identity", (), {}, frozenset())) == "lost"

@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.data.library import Dataset, load_dataset
 from core.data.persona import Persona
-from core.data.probe_sets import quick_set
+from core.data.probe_sets import ProbeCounts, quick_set
 from core.data.store import save_persona
 from core.jobs.folder import JobState, Progress, create_job
 from core.judge.conclude import write_verdict
@@ -52,7 +52,7 @@ def made_dataset(workspace: Workspace, name: str = "alex", languages: Sequence[s
                "group": group, "lang": "en"} for group, question in
               (("near", "Who painted the Mona Lisa?"), ("near", "What is a name?"), ("general", "How high is Everest?"))]
     dataset = save_persona(workspace, Persona(name=name.capitalize(), languages=list(languages)), replay, name)
-    write_jsonl(dataset.folder / "probes.jsonl", quick_set(dataset.probes()))  # enough to draw, and quicker
+    write_jsonl(dataset.folder / "probes.jsonl", quick_set(dataset.probes(), ProbeCounts(10, 8, 14, 2)))  # enough to draw, and quicker
     return dataset
 
 

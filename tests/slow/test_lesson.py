@@ -31,7 +31,7 @@ def test_the_summary_has_what_it_promises(lesson):
     assert summary["verdict"] in ("recommended", "compromise", "not_learned")
     assert summary["pick"]["step"] in (1, 4) and summary["last"]["step"] == 4
     assert {"hit", "leak"} <= summary["pick"].keys() and {"hit", "leak"} <= summary["last"].keys()
-    assert summary["pick"]["identity_probes"] == 10 and summary["pick"]["other_probes"] == 24
+    assert summary["pick"]["identity_probes"] == 8 and summary["pick"]["other_probes"] == 18
     assert set(summary["seconds"]) == {"prepare", "data", "train", "judge", "merge", "ask"}
     assert all(seconds > 0 for part, seconds in summary["seconds"].items() if part != "prepare")
 
@@ -39,7 +39,7 @@ def test_the_summary_has_what_it_promises(lesson):
 def test_the_merged_model_is_the_pick_and_not_the_base(lesson):
     _, summary = lesson
     merged = summary["merged"]
-    assert merged["same_answers"] is True and merged["answers_compared"] == 34
+    assert merged["same_answers"] is True and merged["answers_compared"] == 26
     assert 0 < merged["max_logit_difference"] <= merged["logit_tolerance"]
     assert merged["differs_from_base"] is True and merged["tensors_changed"] == 210  # 7 layers in each of 30 blocks
     pick, merged_answers = ([row[column] for row in summary["questions"]["answers"]] for column in (1, 3))
