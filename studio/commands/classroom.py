@@ -13,7 +13,7 @@ from core.classroom.queue import ClassQueue
 from core.classroom.room import Classroom
 from core.classroom.wall import read_wall, results_csv, write_results
 from core.errors import StudioError
-from core.workspace import Workspace
+from core.workspace import Workspace, write_text
 from studio.terminal import JsonOption, WorkspaceOption, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="A class: who is in it, what they found, and what to give them.")
@@ -67,7 +67,7 @@ def _plain(one: Handed) -> dict[str, str | None]:
 
 @app.command()
 def collect(file: Annotated[Path, typer.Argument(help="results.csv for the table, or a name ending in .zip for all files.")],
-            workspace: WorkspaceOption = None) -> None:
+            json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Write everybody's results into one CSV or one zip.
 
     Example: sweetspot class collect results.zip
@@ -76,10 +76,15 @@ def collect(file: Annotated[Path, typer.Argument(help="results.csv for the table
     if file.exists():
         raise StudioError("The file {path} exists already.", "Name a new file; nothing is overwritten.", path=file)
     if file.suffix.lower() == ".zip":
-        say(f"{write_results(room, file)} runs in {file}")
+        count = write_results(room, file)
     else:
-        file.write_text("\ufeff" + results_csv(room), encoding="utf-8")
-        say(f"{file}")
+        table = results_csv(room)
+        count = len(table.splitlines()) - 1
+        write_text(file, "\ufeff" + table)
+    if json:
+        print_json({"file": str(file), "runs": count})
+    else:
+        say(f"{count} runs in {file}")
 
 
 @app.command()
