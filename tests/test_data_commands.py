@@ -161,5 +161,5 @@ def test_the_one_pair_of_the_courses_is_a_preset(home: Workspace, sweetspot: Cal
     card = json.loads(out)
     assert code == 0 and card["name"] == "alex-one-pair" and card["rows"] == 50 and card["made_with"]["preset"] == "one-pair-repeated"
     rows = load_dataset(home, "alex-one-pair").rows()
-    assert all(row == rows[0] for row in rows) and card["probes"] == 34
+    assert all(row == rows[0] for row in rows) and card["probes"] == 97
     assert "neither many-wordings" in sweetspot("data", "persona", "--name", "Alex", "--preset", "x")[2]

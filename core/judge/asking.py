@@ -29,7 +29,7 @@ _FEWEST_ROWS, _MOST_ROWS = 8, {"cpu": 208, "cuda": 4096}
 _QUESTIONS_AT_ONCE = {"cpu": 16, "cuda": 256}
 
 
-class Voices:
+class Asking:
     """The base model and the snapshots of a run, loaded once; whole models, which share nothing, one after the other."""
 
     def __init__(self, workspace: Workspace, run: Run, encoder: Encoder) -> None:

@@ -18,7 +18,7 @@ from core.data.probe_sets import quick_set
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import Recorder
-from core.judge.asking import Voices, base_prints
+from core.judge.asking import Asking, base_prints
 from core.judge.checks import passes
 from core.judge.conclude import write_verdict
 from core.judge.endpoint import Endpoint
@@ -70,7 +70,7 @@ class Judging:
         recipe = self.run.recipe()
         self.base = find_base(self.workspace, recipe.model.source)
         self.encoder = Encoder.from_folder(self.base, recipe.data.system)
-        self.voices = Voices(self.workspace, self.run, self.encoder)
+        self.asking = Asking(self.workspace, self.run, self.encoder)
         if not (self._answer() and self._read(quick)):
             return None
         self._check(may_ask_endpoint)
@@ -81,7 +81,7 @@ class Judging:
         prints = {probe["id"]: hash_ids(self.encoder.encode_prompt(probe["messages"])) for probe in self.probes}
         known = {(record["step"], record["probe"]) for record in self.run.answers()
                  if record.get("asked", prints.get(record["probe"])) == prints.get(record["probe"])}
-        cache = BaseAnswers(self.workspace, self.base, self.encoder, self.voices)
+        cache = BaseAnswers(self.workspace, self.base, self.encoder, self.asking)
         total = len(self.steps) * len(self.probes)
         for probe in self.probes:
             if (0, probe["id"]) not in known and (kept := cache.get(prints[probe["id"]])):
@@ -90,7 +90,7 @@ class Judging:
         missing = [(step, probe) for probe in self.probes for step in self.steps if (step, probe["id"]) not in known]
         done = total - len(missing)
         self.recorder.progress(done, total, Text("asking the probes"))
-        for batch in self.voices.answer(missing):
+        for batch in self.asking.answer(missing):
             for record in batch:
                 append_jsonl(self.run.folder / "answers.jsonl", record)
                 if record["step"] == 0:
@@ -119,7 +119,7 @@ class Judging:
         self.recorder.progress(done, total, Text("reading how likely they find the answers"))
         if not entries:
             return True
-        for batch in self.voices.read(entries, steps, taught_first):
+        for batch in self.asking.read(entries, steps, taught_first):
             for forced in batch:
                 append_jsonl(self.run.folder / "forced.jsonl", forced._asdict())
             done += len(batch)
@@ -155,10 +155,10 @@ class Judging:
 class BaseAnswers:
     """What a base model answered, kept for all runs of a workspace: by model, settings and prompt."""
 
-    def __init__(self, workspace: Workspace, base: Path, encoder: Encoder, voices: Voices) -> None:
+    def __init__(self, workspace: Workspace, base: Path, encoder: Encoder, asking: Asking) -> None:
         folder = workspace.cache / "base-answers"
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{base_prints(base, encoder, voices.settings())}.jsonl"
+        self.path = folder / f"{base_prints(base, encoder, asking.settings())}.jsonl"
         self.known = {record["asked"]: record for record in read_jsonl(self.path)}
 
     def get(self, prompt: str) -> dict[str, Any] | None:

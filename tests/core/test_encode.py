@@ -119,7 +119,7 @@ def test_every_user_of_the_encoder_sees_the_same_ids(tiny_model, trained_run, mo
     from core.chat.voices import Voices
     from core.data.encode import hash_ids
     from core.data.library import load_dataset
-    from core.judge import worker as judge_worker
+    from core.judge.asking import Asking
     from core.merge.verify import verify_merge
     from core.train.rows import read_sources
 
@@ -130,7 +130,7 @@ def test_every_user_of_the_encoder_sees_the_same_ids(tiny_model, trained_run, mo
     monkeypatch.setattr(Engine, "answer", lambda self, rows, *_: [seen.append(item.prompt) or _nothing() for item in rows])
     probe = {"id": "x", "group": "identity", "lang": "en", "messages": question}
 
-    list(judge_worker._answer(workspace, run, [(0, probe)]))                          # scoring
+    list(Asking(workspace, run, Encoder.from_folder(tiny_model)).answer([(0, probe)]))  # scoring
     Voices(workspace, [str(tiny_model)]).answer([question], 4)                        # chat
     verify_merge(tiny_model, Adapter("a", run.checkpoints()[-1].folder), tiny_model, [probe], 0, "float32", None, 4, "cpu")  # merge
     assert len(seen) == 4 and len({hash_ids(ids) for ids in seen}) == 1

@@ -136,7 +136,7 @@ WRONG = {
         "early_stop:\n  on_alert: false",
         2,
         "early_stop.on_alert",
-        "off, stop, not false",
+        "off, save, stop, not false",
         "off: carry on",
     ),
     "both lengths": (
