@@ -35,6 +35,7 @@ class Rule:
         own_passed: fewest of the user's own checks passed.
         equal_score: scores closer than this are equal: about one probe.
         equal_gap: gaps closer than this, in nats per token, are equal.
+        compromise_hit: where nothing is clean but something has learned, steps from this share on may be the compromise.
         red_share: from this share of leaks or fragments on a model is broken, not merely touched.
     """
 
@@ -48,6 +49,7 @@ class Rule:
     own_passed: float = 0.8
     equal_score: float = 0.03
     equal_gap: float = 0.02
+    compromise_hit: float = 0.8
     red_share: float = 0.25
 
 
@@ -139,7 +141,8 @@ def choose(measures: Measures, rule: Rule = RULE, out_of: np.ndarray | None = No
     clean = allowed & ~np.logical_or.reduce(list(failed.values()))
     able = allowed & ~failed["hit"]
     is_clean, is_able = clean.any(-1, keepdims=True), able.any(-1, keepdims=True)
-    pool = np.where(is_clean, clean, np.where(is_able, able, allowed))
+    halfway = able | (allowed & (measures.hit >= rule.compromise_hit - _ROUNDING))
+    pool = np.where(is_clean, clean, np.where(is_able, halfway, allowed))
     score = np.where(pool, balance(measures), -np.inf)
     equal = pool & (score >= score.max(-1, keepdims=True) - rule.equal_score - _ROUNDING)
     has_gap = ~np.isnan(np.where(equal, measures.gap, 0.0)).any(-1, keepdims=True)

@@ -1,6 +1,6 @@
 """When a training in progress is called sick: the alert's limits, in one place. No torch.
 
-The limits are of the study in docs/checkpoints.md. A study that finds better ones passes its own `Limits`.
+The limits are of the study in benchmarks/pick. A study that finds better ones passes its own `Limits`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Limits:
     armed_below: float = 0.5
     amber_gap: float = 0.50
     red_gap: float = 0.40
-    amber_hijack: float = 0.08
-    red_hijack: float = 0.15
+    amber_hijack: float = 0.15
+    red_hijack: float = 0.20
     red_hijacked: int = 2
 
 

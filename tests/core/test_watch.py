@@ -36,7 +36,7 @@ def look(update: int, target: float, gap: float, level: str = "ok", **more) -> d
     (2.47, 0.33, 0, "ok"),  # the base: its small gap means nothing
     (0.58, 0.61, 0, "ok"), (0.51, 0.30, 0, "ok"),  # not armed yet
     (0.21, 0.47, 0, "amber"), (0.08, 0.38, 0, "red"), (0.03, 0.26, 8, "red"),
-    (0.06, 0.53, 1, "ok"), (0.06, 0.53, 2, "amber"), (0.14, 0.62, 4, "red"), (2.47, 0.33, 4, "red")])
+    (0.06, 0.53, 3, "ok"), (0.06, 0.53, 4, "amber"), (0.14, 0.62, 5, "red"), (2.47, 0.33, 5, "red")])
 def test_levels_are_the_studys(target, gap, hijacked, level):
     assert level_of(target, gap, [True] * hijacked + [False] * (24 - hijacked)) == level
 
