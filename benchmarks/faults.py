@@ -154,7 +154,10 @@ def finish(job: Job, again: bool = False) -> JobState:
 def kill_at(child: int, seconds: float) -> bool:
     """SIGKILL after so long; returns whether it was still alive then."""
     time.sleep(seconds)
-    if os.waitpid(child, os.WNOHANG) != (0, 0):
+    try:
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            return False
+    except ChildProcessError:  # of two that were started at once it was the one that left
         return False
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

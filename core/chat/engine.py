@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from core.chat.stacked import Adapter, Routing, stack_adapters
 from core.chat.thin import use_thin_products
-from core.models.load import load_model
+from core.models.load import keep_freed_memory, load_model
 
 # Rows are dropped from the batch once this share of them has ended: dropping copies the cache, so not at every end.
 _COMPACT_SHARE = 0.125
@@ -64,6 +64,8 @@ class Engine:
     def load(cls, base: Path, adapters: Sequence[Adapter], end_ids: Sequence[int], pad_id: int,
              dtype: torch.dtype = torch.float32, device: str = "cpu", quantization: str = "none") -> Engine:
         """Load `base` and put `adapters` over it; adapter number n answers the rows of slot n."""
+        if device == "cpu":
+            keep_freed_memory()
         model = load_model(base, dtype, device, quantization)
         use_thin_products(model)
         return cls(model, end_ids, pad_id, stack_adapters(model, adapters))

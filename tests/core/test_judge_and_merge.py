@@ -95,6 +95,7 @@ def test_the_base_answers_once_for_all_runs_and_all_steps_at_once_say_what_each_
 def test_own_checks_count_in_the_verdict_and_a_quick_look_says_so(judged, monkeypatch):
     from core.jobs.worker import Recorder
     from core.judge import probes as probes_module
+    from core.judge import worker
     from core.judge.worker import judge_run
 
     workspace, run = judged
@@ -107,7 +108,7 @@ def test_own_checks_count_in_the_verdict_and_a_quick_look_says_so(judged, monkey
     verdict = judge_run(workspace, run, Recorder(job, job.state()))
     assert (verdict.pick.own_passed, verdict.pick.own_asked) == (0.5, 2) and "own_passed" in verdict.breaches
     assert len(verdict.notes) == 1  # the judge was not allowed to be asked
-    monkeypatch.setattr(probes_module, "quick_set", lambda probes: [probe for probe in probes if probe["id"] != "identity-en-1"])
+    monkeypatch.setattr(worker, "quick_set", lambda probes: [probe for probe in probes if probe["id"] != "identity-en-1"])
     quick = judge_run(workspace, run, Recorder(job, job.state()), quick=True)
     assert quick.quick and quick.pick.identity_probes == 1 and quick.pick.own_asked == 2
     (run.folder / "probes_added.jsonl").unlink()

@@ -75,7 +75,8 @@ def test_a_rank_that_dies_ends_all_and_another_number_goes_on(workspace, tiny_mo
     step = describe_resume(run)
     assert 5 <= step < UPDATES
     resume_run(workspace, run, gpus=3 if zero == 2 else 1)
-    assert wait_for_job(run).result == {"updates": UPDATES, "planned": UPDATES}
+    result = wait_for_job(run).result
+    assert result["updates"] == result["planned"] == UPDATES
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
     folder = run.checkpoints()[-1].folder
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.checkpoints()[-1].folder.iterdir()}
@@ -91,7 +92,7 @@ def test_no_rank_outlives_its_job_and_a_stop_saves(workspace, tiny_model):
     ranks = ranks_of(run)
     os.kill(run.process().pid, signal.SIGKILL)
     until(lambda: not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks), "the end of the ranks")
-    assert run.state().state == "failed"
+    until(lambda: run.state().state == "failed", "its state to say so")
     before = describe_resume(run)
     resume_run(workspace, run)
     until(lambda: describe_resume(run) > before, "a snapshot of the second attempt")
