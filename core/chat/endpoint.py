@@ -77,9 +77,9 @@ def read_endpoint(reference: str) -> Endpoint:
     return Endpoint(url.rstrip("/"), model.strip())
 
 
-def is_own_or_named(endpoint: Endpoint) -> bool:
+def is_own_or_named(endpoint: Endpoint, variable: str = URL_VARIABLE) -> bool:
     """Whether it is on this machine, or the one that the environment names: a link alone must not send a question anywhere else."""
-    named = os.environ.get(URL_VARIABLE, "").rstrip("/")
+    named = os.environ.get(variable, "").rstrip("/")
     if named and endpoint.url == named:
         return True
     host = urlsplit(endpoint.url).hostname or ""

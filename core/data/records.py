@@ -24,8 +24,9 @@ _LINE, _ENTRY, _ROW, _DOCUMENT = "line {number}", "entry {number}", "row {number
 _BAD_BYTES = Text("it holds bytes that are not of the encoding {encoding}", encoding="UTF-8")
 _TURN = {"role", "from"}
 # A list item, or a name whose list begins on the next line; comments, `---` and `&anchors` may stand before.
-_YAML = re.compile(r"\s*(?:#[^\n]*\n\s*)*(?:---\s*\n)?\s*(?:&\w+\s*)?"
-                   r"(?:- +[\w\"'*&{\[]|-\s*\n|\w[\w ]{0,30}:\s*(?:&\w+\s*)?\n\s*-)")
+# No two neighbours may take the same blanks: on 200,000 empty lines that would search for minutes.
+_YAML = re.compile(r"\s*(?:#[^\n]*\n\s*)*(?:---[^\S\n]*\n\s*)?(?:&\w+\s*)?"
+                   r"(?:- +[\w\"'*&{\[]|-\s*\n|\w[\w ]{0,30}:[^\S\n]*(?:&\w+[^\S\n]*)?\n\s*-)")
 _DIVIDER = re.compile(r"\f|<\|endoftext\|>|(?:\r?\n[ \t]*){3,}")
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from core.access.guesses import FREE_GUESSES, FREE_GUESSES_OF_ALL, FREE_GUESSES_OF_CLASS, LONGEST_SECONDS, LONGEST_SECONDS_OF_ALL, Guesses, network_of
+from core.access.guesses import (
+    FREE_GUESSES,
+    FREE_GUESSES_OF_ALL,
+    FREE_GUESSES_OF_CLASS,
+    LONGEST_SECONDS,
+    LONGEST_SECONDS_OF_ALL,
+    Guesses,
+    network_of,
+)
 from core.access.password import hash_password, matches, set_password, stored_password
 from core.access.secret_file import access_folder
 from core.access.sessions import Sessions

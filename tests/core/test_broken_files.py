@@ -176,6 +176,8 @@ CASES: dict[str, tuple[Callable[[], bytes] | bytes, Comes]] = {
     "yaml_records": (b"- question: Who?\n  answer: Me.\n- question: a\n  answer: b\n", Comes(2)),
     "yaml_cycle": (b"- &a\n  question: Who?\n  answer: *a\n", Comes(refused="refers to itself")),
     "yaml_cyclic_list": (b"- &a [1, *a]\n- {question: a, answer: b}\n", Comes(refused="refers to itself")),
+    "empty_lines_before_a_word": (b"x:" + b"\n" * 200_000 + b"y\n", Comes(2)),
+    "empty_lines_in_a_talk": (lambda: lines({"text": "### Human: a" + "\n" * 50_000 + "b### Assistant: c"}, GOOD), Comes(2)),
     "yaml_merge_bomb": (("- &a0 {k: v}\n" + "".join(f"- &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))).encode(),
                         Comes(refused="unfolds without end")),
     "comments_of_a_page": (b"<!-- -->" * 4000 + b"x", Comes(1)),

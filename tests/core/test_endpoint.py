@@ -115,7 +115,8 @@ def test_the_key_stays_on_this_machine_unless_the_environment_names_another(fore
     (404, b'{"error": {"message": "no such model"}}', "knows no model big: no such model"),
     (400, b'{"error": {"message": "too long"}}', "refuses (400): too long"), (429, b'{"error": "full"}', "refuses (429): full"),
     (500, b"<html>", "refuses (500): Internal Server Error"), (200, chunk("I"), "broke its answer off"),
-    (200, b"data: {\n\n", "cannot be read"), (200, b"data: [1]\n\n", "cannot be read"), (200, b'data: {"choices": [1]}\n\n', "cannot be read"),
+    (200, b"data: {\n\n", "cannot be read"), (200, b"data: [1]\n\n", "cannot be read"),
+    (200, b'data: {"choices": [1]}\n\n', "cannot be read"),
     (200, b'data: {"choices": 7}\n\n', "cannot be read"), (200, b'data: {"choices": [{"delta": "x"}]}\n\n', "cannot be read"),
     (200, b'data: {"error": {"message": "gone"}}\n\n', "broke off: gone"), (200, b"", "broke its answer off"),
 ])
