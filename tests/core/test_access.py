@@ -20,6 +20,7 @@ from core.access.guesses import (
 from core.access.password import hash_password, matches, set_password, stored_password
 from core.access.secret_file import access_folder
 from core.access.sessions import Sessions
+from core.classroom.room import Classroom
 from core.errors import StudioError
 from core.workspace import Workspace
 
@@ -145,3 +146,9 @@ def test_sessions_are_kept_without_their_tokens_and_end_when_told_to(tmp_path: P
     assert Sessions(path, clock).visitor(ben) is None
     for wrong in (None, "", "x", "x" * 10_000, json.dumps({}), ana[:-1]):
         assert again.visitor(wrong) is None
+
+
+def test_code_of_a_class_is_read_by_its_owner_only(workspace: Workspace) -> None:
+    room = Classroom.open(workspace)
+    room.change(leaderboard_is_shown=False)
+    assert stat.S_IMODE((workspace.root / "class.json").stat().st_mode) == 0o600
