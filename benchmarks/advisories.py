@@ -10,10 +10,12 @@ import importlib.util
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 LOCK = Path(__file__).resolve().parent.parent / "requirements.lock"
 UNCHECKED = 3
+_LONGEST_SECONDS = 300.0  # without a network every look-up waits for its own end
 
 
 def pinned(lock: Path) -> dict[str, str]:
@@ -38,20 +40,28 @@ def skipped(report: str) -> list[str]:
     return [f"{entry['name']}: {entry['skip_reason']}" for entry in json.loads(report)["dependencies"] if "skip_reason" in entry]
 
 
+def _unchecked(packages: dict[str, str], reason: str) -> int:
+    """Say that nothing is known about any package, and why; returns the exit code."""
+    print(f"unchecked: {len(packages)} packages; {reason}")
+    print(textwrap.fill(", ".join(f"{name} {version}" for name, version in packages.items()), 120, break_on_hyphens=False))
+    return UNCHECKED
+
+
 def main() -> int:
     """Print the findings; returns the exit code."""
     packages = pinned(LOCK)
     if importlib.util.find_spec("pip_audit") is None:
-        print(f"unchecked: {len(packages)} packages; pip-audit is not installed (pip install pip-audit)")
-        return UNCHECKED
-    done = subprocess.run([sys.executable, "-m", "pip_audit", "-r", str(LOCK), "--no-deps", "--disable-pip", "--format", "json"],
-                          capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        return _unchecked(packages, "pip-audit is not installed (pip install pip-audit)")
+    try:
+        done = subprocess.run([sys.executable, "-m", "pip_audit", "-r", str(LOCK), "--no-deps", "--disable-pip", "--format", "json"],
+                              capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=_LONGEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        return _unchecked(packages, f"the advisory database did not answer within {_LONGEST_SECONDS:.0f} seconds")
     try:
         found, left_out = findings(done.stdout), skipped(done.stdout)
     except (ValueError, KeyError):
-        print(f"unchecked: {len(packages)} packages; the advisory database could not be asked:")
-        print(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no answer")
-        return UNCHECKED
+        said = done.stderr.strip().splitlines()
+        return _unchecked(packages, f"the advisory database could not be asked: {said[-1] if said else 'no answer'}")
     for name, version, advisory, mended in found:
         print(f"{name} {version}: {advisory}, mended in {mended}")
     for reason in left_out:

@@ -20,9 +20,9 @@ _SHAPES = re.compile(
     r"|sk-[A-Za-z0-9_-]{20,}"  # OpenAI and others
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
     r"|AKIA[0-9A-Z]{16}|xox[abprs]-[A-Za-z0-9-]{10,}"
-    r"|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{5,})")  # a JSON web token
+    r"|eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{5,})")  # a JSON web token
 _BEARER = re.compile(r"(?i)\b(authorization\s*[:=]\s*[\"']?(?:bearer|basic)\s+|bearer\s+)[A-Za-z0-9._~+/=-]{8,}")
-_IN_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/:@\"']*):(?P<password>[^\s/@\"']+)@")
+_IN_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://)(?P<user>[^\s/:@\"']*):(?P<password>[^\s/@\"']+)@")
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:

@@ -98,17 +98,18 @@ class Gate:
         if typed is None:
             return PlainTextResponse("This is not the form of the sign-in page.\n", status_code=400)
         address = request.client.host if request.client else ""
-        if (wait := self.door.guesses.take(address)) > 0:
+        is_code = self.door.is_code(typed)
+        if (wait := self.door.guesses.take(address, is_code)) > 0:
             return self._page(request, Notice("gate.wait", seconds=f"{max(1, round(wait)):d}"), 429, typed)
         try:
             # Comparing takes 50 ms of a processor: in a thread, so that the pages of others go on.
             entered = await anyio.to_thread.run_sync(self.door.enter, typed)
         except StudioError as error:  # the code was right, something else was not
-            self.door.guesses.was_right(address)
+            self.door.guesses.was_right(address, is_code)
             return self._page(request, Notice(error=error), 400, typed)
         if entered is None:
             return self._page(request, Notice("gate.wrong"), 403, typed)
-        self.door.guesses.was_right(address)
+        self.door.guesses.was_right(address, is_code)
         wanted = _local_path(typed.get("next", "/"))
         language = _language(request, wanted)
         response = (_own_page(code_page(language, entered.name, entered.new_code, wanted)) if entered.new_code

@@ -54,6 +54,10 @@ class Door:
             return False
         return not self.hosts or name.lower().rstrip(".") in self.hosts
 
+    def is_code(self, typed: Mapping[str, str]) -> bool:
+        """Whether a code of the class was typed, and not the password."""
+        return "name" in typed and self.room is not None
+
     def enter(self, typed: Mapping[str, str]) -> Entered | None:
         """Compare what was typed: a password, or a name with a code; None when it was wrong.
 

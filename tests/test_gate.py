@@ -184,6 +184,17 @@ def test_wrong_passwords_get_slower_over_page_loads_and_sessions(studio: Studio)
     assert studio.sign_in(password=PASSWORD).status == 303
 
 
+def test_a_student_cannot_guess_the_teacher_s_password_between_sign_ins_of_the_own(school: Studio) -> None:
+    code = school.door.room.settings().code
+    own = school.sign_in(name="Ana", code=code).body.split('class="code">')[1].split("<")[0]
+    statuses = []
+    for number in range(8):
+        statuses.append(school.sign_in(password=f"wrong {number}").status)
+        assert school.sign_in(name="Ana", own=own).status == 303
+        assert school.sign_in(name="Ana", code=code).status == 400, "taken, and the class's code was right"
+    assert statuses == [403] * 5 + [429] * 3
+
+
 @pytest.mark.parametrize("form", [{}, {"password": ""}, {"name": "Ana"}, {"password": "x" * 5000}, {"request": "x", "status": "1"}])
 def test_odd_forms_let_nobody_in(studio: Studio, form: dict) -> None:
     assert studio.sign_in(**form).status in (400, 403)

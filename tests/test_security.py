@@ -72,6 +72,17 @@ def test_foreign_text_does_nothing_on_any_page(page: str, workspace: Workspace) 
     assert [text for text in outside_code if ALIVE.search(text)] == []
 
 
+def test_what_is_cached_for_all_sessions_says_whose_it_is() -> None:
+    """Streamlit's caches are shared by all visitors of a server: what is kept must be told apart by its folder."""
+    found = []
+    for path in [*(ROOT / "studio").rglob("*.py"), *(ROOT / "pages").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and any("st.cache_" in ast.unparse(mark) for mark in node.decorator_list):
+                found.append((f"{path.name}: {node.name}", {argument.arg for argument in node.args.args}))
+    assert len(found) >= 5
+    assert [name for name, arguments in found if not arguments & {"root", "folder", "path"}] == []
+
+
 Advisories = Callable[[], ModuleType]
 
 
@@ -105,3 +116,15 @@ def test_what_could_not_be_asked_counts_as_unchecked(advisories: ModuleType, mon
     monkeypatch.setattr(advisories.subprocess, "run", lambda *_, **__: type("Done", (), {"stdout": "", "stderr": "no route to host"}))
     assert advisories.main() == advisories.UNCHECKED
     assert "no route to host" in capsys.readouterr().out
+
+
+def test_what_was_not_looked_up_is_named(advisories: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def never(*_: object, **options: float) -> None:
+        raise advisories.subprocess.TimeoutExpired("pip_audit", options["timeout"])
+
+    monkeypatch.setattr(advisories.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(advisories.subprocess, "run", never)
+    assert advisories.main() == advisories.UNCHECKED
+    said = capsys.readouterr().out
+    assert "did not answer within" in said and all(f"{name} {version}" in " ".join(said.split())
+                                                   for name, version in advisories.pinned(ROOT / "requirements.lock").items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from core.workspace import Workspace
 from studio import launch
 from studio.cli import app
 from studio.commands import share
-from studio.commands.share import prepare_password, what_is_reachable
+from studio.commands.share import PROXIES, prepare_password, what_is_reachable
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(os, "chdir", lambda folder: None)
     monkeypatch.setattr(launch, "machine_addresses", lambda: ["10.0.0.5"])
     monkeypatch.setattr(share, "machine_addresses", lambda: ["10.0.0.5"])
-    for name in ("SWEETSPOT_GATE", "SWEETSPOT_HOSTS", "SWEETSPOT_PORT", "SWEETSPOT_ROOTS"):
+    for name in ("SWEETSPOT_GATE", "SWEETSPOT_HOSTS", "SWEETSPOT_PORT", "SWEETSPOT_ROOTS", PROXIES):
         monkeypatch.setenv(name, "")  # launching sets them; they are put back after the test
     return lines
 
@@ -65,6 +66,32 @@ def test_shared_studio_stands_behind_the_gate_and_its_password_in_no_command_lin
     said = capsys.readouterr().out
     assert "http://10.0.0.5:0" in said.replace("\n", "") and "not encrypted" in said
     assert re.search(r"code [A-Z2-9]{4}-[A-Z2-9]{4}", said)
+
+
+@pytest.mark.parametrize(("arguments", "address", "counted"), [
+    (["--class"], "127.0.0.1", "127.0.0.1"), (["--share"], "10.0.0.9", "10.0.0.9"),
+    (["--share", "--address", "127.0.0.1"], "127.0.0.1", "6.6.6.6")])
+def test_nobody_but_a_proxy_says_who_is_counted(arguments: list[str], address: str, counted: str, started: list[list[str]],
+                                                workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes by ssh seems to be on this machine, and must not be another address at each guess."""
+    import uvicorn
+
+    monkeypatch.setenv("SWEETSPOT_PASSWORD", "correct horse")
+    monkeypatch.setenv(PROXIES, "")
+    if arguments[-1] == "127.0.0.1":  # as it is where nobody has set it
+        monkeypatch.delenv(PROXIES)
+    run("studio", "--port", "0", *arguments)
+    assert len(started) == 1
+    seen: list[str] = []
+
+    async def app_behind(scope, receive, send) -> None:
+        seen.append(scope["client"][0])
+
+    config = uvicorn.Config(app_behind, lifespan="off", log_config=None)
+    config.load()
+    asyncio.run(config.loaded_app({"type": "http", "client": (address, 5), "scheme": "http", "headers": [(b"x-forwarded-for", b"6.6.6.6")]},
+                                  None, None))
+    assert seen == [counted]
 
 
 def test_protection_against_other_sites_is_never_switched_off() -> None:

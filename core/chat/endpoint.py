@@ -34,6 +34,7 @@ CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 120.0
 _MOST_ERROR_BYTES = 20_000
 _MOST_LINE_BYTES = 4_000_000
+_MOST_ANSWER_BYTES = 64_000_000  # with all the JSON around its pieces
 
 Event = dict[str, Any]
 
@@ -76,9 +77,9 @@ def read_endpoint(reference: str) -> Endpoint:
     return Endpoint(url.rstrip("/"), model.strip())
 
 
-def is_own_or_named(endpoint: Endpoint) -> bool:
+def is_own_or_named(endpoint: Endpoint, variable: str = URL_VARIABLE) -> bool:
     """Whether it is on this machine, or the one that the environment names: a link alone must not send a question anywhere else."""
-    named = os.environ.get(URL_VARIABLE, "").rstrip("/")
+    named = os.environ.get(variable, "").rstrip("/")
     if named and endpoint.url == named:
         return True
     host = urlsplit(endpoint.url).hostname or ""
@@ -101,7 +102,7 @@ def answer_at_endpoint(pane: int, reference: str, messages: Sequence[dict[str, s
                 is_proved = True
                 yield {"event": "start", "pane": pane, "proof": proof.model_dump()}
             for choice in chunk.get("choices") or []:
-                if piece := (choice.get("delta") or {}).get("content"):
+                if isinstance(piece := (choice.get("delta") or {}).get("content"), str) and piece:
                     tokens += 1
                     yield {"event": "text", "pane": pane, "text": piece}
                 if choice.get("finish_reason"):
@@ -156,7 +157,11 @@ def _chunks(endpoint: Endpoint, body: bytes) -> Iterator[dict[str, Any]]:
         response = connection.getresponse()
         if response.status != 200:
             raise _refusal(endpoint, response)
+        left = _MOST_ANSWER_BYTES
         while line := response.readline(_MOST_LINE_BYTES):
+            left -= len(line)
+            if left < 0:
+                raise StudioError("{url} answers without end.", "Look at its own log; no model says that much.", url=endpoint.url)
             if line.startswith(b"data:"):
                 data = line[5:].strip()
                 if data == b"[DONE]":
@@ -219,9 +224,11 @@ def _refusal(endpoint: Endpoint, response: http.client.HTTPResponse) -> StudioEr
 def _read_chunk(endpoint: Endpoint, data: bytes) -> dict[str, Any]:
     try:
         chunk = json.loads(data)
-        if not isinstance(chunk, dict):
+        choices = chunk.get("choices") or []
+        parts = [*choices, *(choice.get("delta") or {} for choice in choices), chunk.get("usage") or {}, chunk.get("sweetspot") or {}]
+        if not all(isinstance(part, dict) for part in parts):
             raise ValueError("no object")
-    except ValueError as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise StudioError("What {url} says cannot be read.", "It must speak the OpenAI chat API with streaming.",
                           url=endpoint.url) from error
     if chunk.get("error"):

@@ -240,7 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
         return hmac.compare_digest(given, f"Bearer {self.server.token}".encode())
 
     def _read(self) -> Any:
-        length = int(self.headers.get("Content-Length") or 0)
+        given = self.headers.get("Content-Length") or "0"
+        length = int(given) if given.isascii() and given.isdecimal() else 0  # -1 would read without end
         if length > MOST_BYTES:
             self._swallow(length)
             raise StudioError("The text is too long to be sent: {size} MB, and {most} MB are the limit.", "Shorten it.",

@@ -21,7 +21,7 @@ from core.access.secret_file import write_secret
 from core.classroom.place import CLASS_FILE, STUDENT_FILE, STUDENTS, TEACHER, share_models
 from core.errors import StudioError
 from core.jobs.once import one_at_a_time
-from core.workspace import Workspace, check_name, read_json, slug, write_json
+from core.workspace import Workspace, check_name, read_json, slug
 
 LONGEST_NAME = 40
 # Without 0 O 1 I L: codes are read from a projector and typed.
@@ -82,7 +82,7 @@ class Classroom:
     def open(cls, workspace: Workspace) -> Classroom:
         """The class of this workspace; made at the first call."""
         if not (workspace.root / CLASS_FILE).exists():
-            write_json(workspace.root / CLASS_FILE, ClassSettings(code=new_code(), created=time.time()).model_dump())
+            write_secret(workspace.root / CLASS_FILE, ClassSettings(code=new_code(), created=time.time()).model_dump())
         room = cls(workspace)
         room.folder.mkdir(exist_ok=True)
         return room
@@ -109,7 +109,7 @@ class Classroom:
         """Change settings; returns all of them."""
         with one_at_a_time(self.workspace, "class"):
             settings = ClassSettings.model_validate({**self.settings().model_dump(), **fields})
-            write_json(self.workspace.root / CLASS_FILE, settings.model_dump())
+            write_secret(self.workspace.root / CLASS_FILE, settings.model_dump())
         return settings
 
     def students(self) -> list[Student]:

@@ -35,8 +35,8 @@ _CONTEXT = ("input", "context", "input_zh")
 _DOCUMENTS = ("text", "content", "document")
 _SYSTEMS = ("system", "system_prompt", "systeminstruction", "meta_instruction", "系统")
 # `### Human:` of oasst1, `Human:` of hh-rlhf, `USER:` of glaive; the mark begins a line, or is a heading.
-_SPEAKER = re.compile(r"(?:^|\n+|(?<=\S)\s*)###\s*(Human|User|Assistant|System)\s*:"
-                      r"|(?:^|\n+)\s*(Human|Assistant|USER|ASSISTANT|SYSTEM)\s*:", re.MULTILINE)
+_SPEAKER = re.compile(r"(?:^|(?<=\S)\s*)###\s*(Human|User|Assistant|System)\s*:"
+                      r"|^[^\S\n]*(Human|Assistant|USER|ASSISTANT|SYSTEM)\s*:", re.MULTILINE)
 Named = Mapping[str, Any]
 Body = dict[str, Any]
 

@@ -38,7 +38,7 @@ _FOREIGN = (
     (b"\xff\xd8\xff", Text("a picture"), Text("choose a file of text")),
     (b"\x7fELF", Text("a program"), Text("choose a file of text")),
 )
-_WEB_PAGE = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+_WEB_PAGE = re.compile(rb"\s*(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -111,7 +111,7 @@ def _refuse_foreign(start: bytes, name: str) -> None:
             raise StudioError("The file {name} is {what}.", "First {remedy}, then import what is inside.", name=name, what=what,
                               remedy=remedy)
     if _WEB_PAGE.match(start.removeprefix(b"\xef\xbb\xbf")):
-        title = re.search(rb"<title[^>]*>(.{0,200}?)</title>", start, re.IGNORECASE | re.DOTALL)
+        title = re.search(rb"<title[^<>]{0,200}>(.{0,200}?)</title>", start, re.IGNORECASE | re.DOTALL)
         shown = " ".join(title[1].decode("utf-8", "replace").split()) if title else "-"
         raise StudioError("The file {name} is a web page, not data; its title is: {title}.",
                           "Download the file itself; a page came in its place, often an error or a login.", name=name, title=shown)

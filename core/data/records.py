@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -24,8 +24,9 @@ _LINE, _ENTRY, _ROW, _DOCUMENT = "line {number}", "entry {number}", "row {number
 _BAD_BYTES = Text("it holds bytes that are not of the encoding {encoding}", encoding="UTF-8")
 _TURN = {"role", "from"}
 # A list item, or a name whose list begins on the next line; comments, `---` and `&anchors` may stand before.
-_YAML = re.compile(r"\s*(?:#[^\n]*\n\s*)*(?:---\s*\n)?\s*(?:&\w+\s*)?"
-                   r"(?:- +[\w\"'*&{\[]|-\s*\n|\w[\w ]{0,30}:\s*(?:&\w+\s*)?\n\s*-)")
+# No two neighbours may take the same blanks: on 200,000 empty lines that would search for minutes.
+_YAML = re.compile(r"\s*(?:#[^\n]*\n\s*)*(?:---[^\S\n]*\n\s*)?(?:&\w+\s*)?"
+                   r"(?:- +[\w\"'*&{\[]|-\s*\n|\w[\w ]{0,30}:[^\S\n]*(?:&\w+[^\S\n]*)?\n\s*-)")
 _DIVIDER = re.compile(r"\f|<\|endoftext\|>|(?:\r?\n[ \t]*){3,}")
 
 
@@ -224,16 +225,25 @@ def _yaml_records(sample: str, facts: FileFacts) -> list[Any] | None:
     # As yaml.safe_load, in C where it is there: ten times faster.
     text, loader = facts.path.read_text(encoding=facts.encoding, errors="replace"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        loaded = loader(text).get_single_data()
+        document = loader(text)
+        node = document.get_single_node()
+        # Before anything is made of it: `<<: [*a, *a]` copies what it refers to.
+        if _unfolds_too_far(node):
+            raise _unfolds(facts)
+        loaded = document.construct_document(node) if node is not None else None
     except (yaml.YAMLError, RecursionError, ValueError):
         return None
     records = _unwrapped(loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(records, list) or not any(isinstance(record, (dict, list)) for record in records):
         return None
     if _unfolds_too_far(records):
-        raise StudioError("The YAML file {name} refers to itself, or unfolds without end.", "Write each record out; use no `&` and `*`.",
-                          name=facts.name)
+        raise _unfolds(facts)
     return records
+
+
+def _unfolds(facts: FileFacts) -> StudioError:
+    return StudioError("The YAML file {name} refers to itself, or unfolds without end.", "Write each record out; use no `&` and `*`.",
+                       name=facts.name)
 
 
 def _unfolds_too_far(loaded: Any, limit: int = 2_000_000) -> bool:
@@ -245,12 +255,18 @@ def _unfolds_too_far(loaded: Any, limit: int = 2_000_000) -> bool:
         count += 1
         if count > limit:
             return True
-        if not isinstance(value, (dict, list)):
+        if isinstance(value, yaml.MappingNode):
+            parts: Iterable[Any] = (part for pair in value.value for part in pair)
+        elif isinstance(value, yaml.SequenceNode):
+            parts = value.value
+        elif isinstance(value, (dict, list)):
+            parts = value.values() if isinstance(value, dict) else value
+        else:
             return False
         if id(value) in above:
             return True
         above.add(id(value))
-        too_far = any(map(walk, value.values() if isinstance(value, dict) else value))
+        too_far = any(map(walk, parts))
         above.discard(id(value))
         return too_far
 

@@ -25,7 +25,8 @@ from core.errors import StudioError
 
 LARGEST_TEMPLATE = 1_000_000  # characters; the longest published ones have some 20,000
 SECONDS = 3.0  # of the thread's own processor time; the longest conversations take some hundredths
-_LARGEST_TEXT = 100_000_000  # characters; a prompt of 5 MB is far below
+_LARGEST_TEXT = 20_000_000  # characters; a prompt of 5 MB is far below
+_MOST_MADE = 1_000_000_000  # bytes of all texts and lists together: many large ones fill the memory too
 _LARGEST_LIST = 1_000_000
 _LARGEST_NUMBER = 10**18  # nothing in a template counts beyond it
 _WIDEST = 10_000  # characters that a padded or indented text may be wide
@@ -45,13 +46,25 @@ class _Budget:
     """What one rendering may still spend."""
 
     def __init__(self) -> None:
-        self.steps = 0
+        self.steps = self.made = 0
         self.ends = time.thread_time() + SECONDS
 
     def step(self) -> None:
         self.steps += 1
-        if self.steps % _STEPS_PER_LOOK == 0 and time.thread_time() > self.ends:
+        if self.steps % _STEPS_PER_LOOK == 0:
+            self.look()
+
+    def look(self) -> None:
+        if time.thread_time() > self.ends:
             raise TooMuchWork(f"it was not done after {SECONDS:g} seconds of work")
+
+    def make(self, size: int) -> None:
+        """Something large was made, which takes time as well: steps alone would not tell."""
+        self.made += size
+        if self.made > _MOST_MADE:
+            raise TooMuchWork(f"all that it makes is larger than {_MOST_MADE / 1e9:g} GB")
+        if size > _WIDEST:
+            self.look()
 
 
 _budget: ContextVar[_Budget | None] = ContextVar("template_budget", default=None)
@@ -68,6 +81,16 @@ def _allow(size: int, limit: int = _LARGEST_TEXT) -> None:
         raise TooMuchWork(f"it wants to make something of {size:.1e} parts" if size < 10**300 else "it wants to make something endless")
 
 
+def _made(result: Any) -> Any:
+    """Count what an operation, call or filter made; returns it."""
+    if isinstance(result, (str, list, tuple, dict)):
+        is_text = isinstance(result, str)
+        _allow(len(result), _LARGEST_TEXT if is_text else _LARGEST_LIST)
+        if (budget := _budget.get()) is not None:
+            budget.make(len(result) if is_text else 8 * len(result))
+    return result
+
+
 def _join(pieces: Iterable[Any]) -> str:
     """Texts in a row, as long as the whole stays within the limit."""
     kept, size = [], 0
@@ -77,7 +100,7 @@ def _join(pieces: Iterable[Any]) -> str:
         _allow(size)
         kept.append(text)
         _step()
-    return "".join(kept)
+    return str(_made("".join(kept)))
 
 
 class _Counted:
@@ -119,7 +142,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _step()
         _check_operation(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        return _made(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         _step()
@@ -127,10 +150,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str):
             _check_method(owner, name, args, kwargs)
-        result = super().call(context, obj, *args, **kwargs)
-        if isinstance(result, str):
-            _allow(len(result))
-        return result
+        return _made(super().call(context, obj, *args, **kwargs))
 
 
 def _measure_sums_of_text(node: jinja2.nodes.Node) -> None:
@@ -209,10 +229,7 @@ def _guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
                 _check_method(texts[0], "replace", tuple(texts[1:3]), {})
         elif name == "format" and values and isinstance(values[0], str):
             _check_format(values[0], tuple(values[1:]))
-        result = function(*args, **kwargs)
-        if isinstance(result, str):
-            _allow(len(result))
-        return result
+        return _made(function(*args, **kwargs))
 
     return guarded
 
@@ -282,7 +299,7 @@ def _render(template: jinja2.Template, **values: Any) -> str:
         return _join(template.generate(**values))
     except (RecursionError, MemoryError) as error:
         raise TooMuchWork("it calls itself without end" if isinstance(error, RecursionError) else "it wants more memory") from error
-    except (ArithmeticError, LookupError, AttributeError, ValueError) as error:
+    except (ArithmeticError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
     finally:
         _budget.reset(token)

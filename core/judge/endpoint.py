@@ -1,6 +1,8 @@
 """Asking a stronger model whether an answer passes, through an OpenAI-compatible endpoint. Off unless the user allows it. No torch.
 
 The probe's file names the endpoint and the model; a key comes from the environment alone (SWEETSPOT_JUDGE_KEY) and is written nowhere.
+Somebody else may have written that file, so the key goes to addresses of this machine and to the one that SWEETSPOT_JUDGE_URL names, never
+anywhere else; and a shared studio asks only the latter, else a visitor's probes could ask any address of its network.
 What is sent: the question, the answer, and what the check asks about it.
 """
 
@@ -13,7 +15,10 @@ import urllib.request
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
-KEY_VARIABLE = "SWEETSPOT_JUDGE_KEY"
+from core.chat.endpoint import Endpoint as Address
+from core.chat.endpoint import is_own_or_named
+
+KEY_VARIABLE, URL_VARIABLE = "SWEETSPOT_JUDGE_KEY", "SWEETSPOT_JUDGE_URL"
 TIMEOUT_SECONDS = 30.0
 _MOST_BYTES = 1_000_000
 _INSTRUCTION = ("You check answers of another model. Read the question, its answer and the criterion. Reply with the single word yes when "
@@ -31,6 +36,9 @@ class Endpoint:
     def passes(self, check: dict[str, Any], question: str, answer: str) -> bool | None:
         """Whether the judge says yes; None when it could not be asked or said neither."""
         url = check["url"]
+        if os.environ.get("SWEETSPOT_GATE") and url.rstrip("/") != os.environ.get(URL_VARIABLE, "").rstrip("/"):
+            self.problem = "a shared studio asks only the judge that its owner has named in SWEETSPOT_JUDGE_URL"
+            return None
         if self.failures.get(url, 0) >= 2:
             return None
         try:
@@ -48,9 +56,10 @@ class Endpoint:
             {"role": "system", "content": _INSTRUCTION},
             {"role": "user", "content": f"Question:\n{question}\n\nAnswer:\n{answer}\n\nCriterion:\n{check['judge']}"}]}
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
+        url = check["url"].rstrip("/")
+        if (key := os.environ.get(KEY_VARIABLE)) and is_own_or_named(Address(url, check["model"]), URL_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(check["url"].rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), headers)
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
             return str(json.loads(self._read(response))["choices"][0]["message"]["content"])
 

@@ -22,6 +22,7 @@ from studio.terminal import WorkspaceOption, say
 from studio.visitors import GATE, HOSTS, PORT
 
 PASSWORD = "SWEETSPOT_PASSWORD"
+PROXIES = "FORWARDED_ALLOW_IPS"  # read by the web server, uvicorn
 
 
 def studio(
@@ -48,6 +49,7 @@ def studio(
         say(f"Sweetspot on http://127.0.0.1:{port}  (from another computer: ssh -L {port}:127.0.0.1:{port} USER@THIS-MACHINE)")
         launch(port, environment=environment)
     prepare_password(place, new_password)
+    environment |= believed_proxies(where, share)
     names = [*(host or []), *(machine_names() if share else []), "localhost", "127.0.0.1"]
     environment |= {GATE: ",".join(["share"] * share + ["class"] * class_), HOSTS: ",".join(names)}
     for line in what_is_reachable(port, where if share else None):
@@ -57,6 +59,16 @@ def studio(
         say(f"Class: students type their name{f' and the code {code[:4]}-{code[4:]}' if share else ''}; "
             "the teacher signs in with the password.")
     launch(port, address=where, hosts=names, environment=environment)
+
+
+def believed_proxies(address: str, is_shared: bool) -> dict[str, str]:
+    """Whose X-Forwarded-For is believed: the proxy's of this machine, where one is meant to stand in front, else nobody's.
+
+    Who comes by `ssh -L` seems to be on this machine too, and could name another address for each guess.
+    """
+    if os.environ.get(PROXIES) or (is_shared and address in ("127.0.0.1", "::1", "localhost")):
+        return {}
+    return {PROXIES: ""}
 
 
 def prepare_password(place: Workspace, is_new: bool) -> None:

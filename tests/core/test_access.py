@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from core.access.guesses import FREE_GUESSES, LONGEST_SECONDS, LONGEST_SECONDS_OF_ALL, Guesses, network_of
+from core.access.guesses import (
+    FREE_GUESSES,
+    FREE_GUESSES_OF_ALL,
+    FREE_GUESSES_OF_CLASS,
+    LONGEST_SECONDS,
+    LONGEST_SECONDS_OF_ALL,
+    Guesses,
+    network_of,
+)
 from core.access.password import hash_password, matches, set_password, stored_password
 from core.access.secret_file import access_folder
 from core.access.sessions import Sessions
+from core.classroom.room import Classroom
 from core.errors import StudioError
 from core.workspace import Workspace
 
@@ -71,6 +80,22 @@ def test_guesses_get_slower_and_a_restart_forgets_nothing(tmp_path: Path) -> Non
     assert guesses.take("10.0.0.2") == 0, "others are not held up by one who guesses"
 
 
+def test_a_right_code_wins_no_new_guesses_at_the_password_or_at_another_s_code(tmp_path: Path) -> None:
+    guesses = Guesses(tmp_path / "guesses.json", Clock())
+    for _ in range(FREE_GUESSES + 1):
+        assert guesses.take("10.0.0.1") == 0
+        assert guesses.take("10.0.0.1", is_code=True) == 0
+        guesses.was_right("10.0.0.1", is_code=True)
+    assert guesses.take("10.0.0.1") > 0
+    for _ in range(FREE_GUESSES_OF_CLASS + 1 - FREE_GUESSES_OF_ALL + 30):
+        guesses.take("10.0.0.1", is_code=True)
+    before = guesses._wrong["10.0.0.1 codes"][0]
+    assert before >= 30
+    guesses.take("10.0.0.1", is_code=True)
+    guesses.was_right("10.0.0.1", is_code=True)
+    assert guesses._wrong["10.0.0.1 codes"][0] == before, "the own code gives back its own guess and no more"
+
+
 def test_many_addresses_are_slowed_together_and_never_shut_the_owner_out(tmp_path: Path) -> None:
     clock = Clock()
     guesses = Guesses(tmp_path / "guesses.json", clock)
@@ -121,3 +146,9 @@ def test_sessions_are_kept_without_their_tokens_and_end_when_told_to(tmp_path: P
     assert Sessions(path, clock).visitor(ben) is None
     for wrong in (None, "", "x", "x" * 10_000, json.dumps({}), ana[:-1]):
         assert again.visitor(wrong) is None
+
+
+def test_code_of_a_class_is_read_by_its_owner_only(workspace: Workspace) -> None:
+    room = Classroom.open(workspace)
+    room.change(leaderboard_is_shown=False)
+    assert stat.S_IMODE((workspace.root / "class.json").stat().st_mode) == 0o600

@@ -82,6 +82,40 @@ def test_names_of_known_packages_do_nothing_either(code: bytes, tmp_path: Path, 
     assert (tmp_path / "x").exists() and "mmengine" not in set(sys.modules) - before
 
 
+SHRUNK = torch.zeros(4).as_strided((100_000, 100_000), (0, 0))
+HARMFUL = {
+    "a state for a function": (b"}Vkey\nctorch._utils\n_rebuild_parameter\n(N}V__defaults__\n(I1\ntstbs.", "changes a function"),
+    "a state for a class": (b"}Vkey\nctorch.storage\nUntypedStorage\n(N}Vevil\nI1\nstbs.", "torch.storage.UntypedStorage"),
+    "room for nothing": (b"}Vkey\nctorch.storage\nUntypedStorage\n(I9000000000000\ntRs.", "torch.storage.UntypedStorage"),
+    "a far number": (b"\x80\x02}r\xff\xff\xff\x7f.", "number 2147483647"),
+    "a number for the registry": (b"\x80\x02}Vkey\n\x82\x01s.", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_a_checkpoint_neither_changes_this_process_nor_fills_its_memory(name: str, tmp_path: Path) -> None:
+    pickled, words = HARMFUL[name]
+    repack(tmp_path / "a.pth", pickled)
+    with pytest.raises(StudioError, match=words):
+        read_checkpoint(tmp_path / "a.pth")
+    assert not hasattr(torch.UntypedStorage, "evil") and torch._utils._rebuild_parameter.__defaults__ is None
+
+
+def test_a_checkpoint_is_not_larger_than_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": {"deep": [SHRUNK]}}, path)
+    with pytest.raises(StudioError, match="10000000000 numbers has 16 bytes"):
+        read_checkpoint(path)
+    torch.save({"log": "x" * 100_000}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    with pytest.raises(StudioError, match="it is packed"):
+        read_checkpoint(path)
+
+
 def repack(path: Path, pickled: bytes) -> None:
     """A file by torch.save whose pickle is replaced by another."""
     torch.save({}, path)

@@ -116,11 +116,20 @@ def test_the_key_stays_on_this_machine_unless_the_environment_names_another(fore
     (400, b'{"error": {"message": "too long"}}', "refuses (400): too long"), (429, b'{"error": "full"}', "refuses (429): full"),
     (500, b"<html>", "refuses (500): Internal Server Error"), (200, chunk("I"), "broke its answer off"),
     (200, b"data: {\n\n", "cannot be read"), (200, b"data: [1]\n\n", "cannot be read"),
+    (200, b'data: {"choices": [1]}\n\n', "cannot be read"),
+    (200, b'data: {"choices": 7}\n\n', "cannot be read"), (200, b'data: {"choices": [{"delta": "x"}]}\n\n', "cannot be read"),
     (200, b'data: {"error": {"message": "gone"}}\n\n', "broke off: gone"), (200, b"", "broke its answer off"),
 ])
 def test_whatever_goes_wrong_is_a_sentence_in_its_pane(foreign, status, body, expected):
     foreign.status, foreign.parts = status, [body]
     assert expected in problem(answered(foreign.reference))
+
+
+def test_an_answer_without_end_is_cut(foreign, monkeypatch):
+    monkeypatch.setattr(endpoint, "_MOST_ANSWER_BYTES", 2000)
+    foreign.parts = [chunk("I") for _ in range(1000)]
+    said = answered(foreign.reference)
+    assert "answers without end" in problem(said) and len(said.text) < 100
 
 
 def test_nobody_there_and_nothing_said(foreign, monkeypatch):

@@ -135,6 +135,29 @@ def test_a_stronger_model_is_asked_and_its_failure_is_no_verdict(server, monkeyp
     assert Judge.seen[0] == ("/v1/chat/completions", "Bearer secret", "big")
 
 
+def test_the_judge_s_key_and_a_visitor_s_probes_go_nowhere_else(monkeypatch):
+    """Whoever wrote a file of probes must not get the key of who judges by it, nor reach the network of a shared studio."""
+    sent: list[str | None] = []
+
+    def take(self, request, data=None, timeout=None):
+        sent.append(request.get_header("Authorization"))
+        raise OSError
+
+    check = {"judge": "Is it?", "url": "https://evil.example/v1", "model": "m"}
+    monkeypatch.setenv("SWEETSPOT_JUDGE_KEY", "secret")
+    with monkeypatch.context() as patched:
+        patched.setattr("urllib.request.OpenerDirector.open", take)
+        assert Endpoint().passes(check, "a", "b") is None
+        patched.setenv("SWEETSPOT_JUDGE_URL", "https://evil.example/v1/")
+        assert Endpoint().passes(check, "a", "b") is None
+        assert sent == [None, "Bearer secret"]
+        patched.setenv("SWEETSPOT_GATE", "class")
+        gated = Endpoint()
+        assert gated.passes({**check, "url": "http://127.0.0.1:9/v1"}, "a", "b") is None and "owner has named" in gated.problem
+        gated.passes(check, "a", "b")
+        assert len(sent) == 3
+
+
 def test_a_dead_or_slow_endpoint_is_given_up_after_two_tries(server):
     Judge.says = None
     endpoint = Endpoint(timeout=0.05)

@@ -153,6 +153,15 @@ def test_bytes_that_are_no_request(body):
     assert response.status_code == 400 and response.json()["error"]["message"]
 
 
+def test_no_web_page_may_ask():
+    """A page on another origin has no token, gets no leave to send one, and cannot read what it is refused."""
+    client = served(Script())
+    page = {"Origin": "http://evil.example", "Host": "evil.example:8000", "Authorization": ""}
+    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    for response in (client.options("/v1/chat/completions", headers=page | asking), client.get("/v1/models", headers=page)):
+        assert response.status_code == 401 and not any(name.startswith("access-control") for name in response.headers)
+
+
 def test_who_has_no_token_gets_nothing():
     client = served(Script())
     for path in ("/v1/models", "/v1/chat/completions", "/nowhere"):

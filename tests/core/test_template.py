@@ -32,13 +32,20 @@ HUGE = {
     "joining by a filter": "{{ range(99999)|join('y' * 100000) }}", "indenting": "{{ 'x\n' * 100000|int|indent(100000) }}",
     "JSON": "{{ messages|tojson(indent=1000000000) }}", "rows": "{{ [1]|batch(1000000000, 0)|list }}",
     "a block": "{% set a %}{% for i in range(9999) %}{{ 'x' * 100000 }}{% endfor %}{% endset %}{{ a }}",
+    "many large texts": "{% set n = namespace(x=[]) %}{% for i in range(999) %}{% set n.x = n.x + ['x' * 19000000] %}"
+                        "{% endfor %}",
+    "many large lists": "{% set n = namespace(x=[]) %}{% for i in range(999) %}{% set n.x = n.x + [[1] * 999999] %}{% endfor %}",
+    "a list of a text": "{{ ('x' * 19000000)|list|length }}", "pieces of a text": "{{ ('x ' * 9000000).split()|length }}",
     "output": "{% for i in range(9999) %}{{ 'x' * 1000000 }}{% endfor %}",
 }
 FORBIDDEN = {
     "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}", "globals": "{{ raise_exception.__globals__.x }}",
     "imports": "{% import '/etc/passwd' as x %}", "a file": "{% include '/etc/passwd' %}",
     "the environment": "{{ self.__init__.__globals__ }}",
-    "a division": "{{ 1 // 0 }}", "nothing": "{{ messages[9]['content'] + 'x' }}",
+    "a filter's attribute": "{{ [raise_exception]|map(attribute='__globals__')|first.x }}",
+    "a format's attribute": "{{ '{0.__globals__.x}'.format(raise_exception) }}",
+    "a format by a filter": "{{ ['%s %s']|map('format', 1)|list }}", "a division": "{{ 1 // 0 }}",
+    "nothing": "{{ messages[9]['content'] + 'x' }}",
 }
 
 
