@@ -13,6 +13,7 @@ from core.jobs.process import ProcessIdentity
 from core.workspace import Workspace, read_json
 
 HANDLE = "handle.json"
+SERVERS = "serve-*"  # in the workspace's cache: a folder like the chat's for each `sweetspot serve`, named by its process
 
 
 class Handle(BaseModel):

@@ -92,7 +92,7 @@ class Encoder:
         except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template joins a text with what is none
             raise StudioError("The chat template refuses this conversation: {reason}.",
                               "Check the order of the roles; most templates want user and assistant in turn.",
-                              reason=error) from error
+                              reason=str(error).rstrip(".")) from error
 
     def encode_prompt(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids up to and including the opening of the assistant's next answer."""

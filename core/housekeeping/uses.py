@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.chat.client import call, find_worker
+from core.chat.handle import SERVERS, worker_folder
 from core.errors import StudioError
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job
@@ -27,7 +28,7 @@ def uses_of(workspace: Workspace, folder: Path) -> list[Text]:
     found += [Text("the job {job} works with it", job=job.id) for job, _ in active_jobs(workspace)
               if job.folder != folder and _mentions(job, workspace, folder)]
     if folder.parent in (workspace.runs, workspace.models) and folder in chat_folders(workspace):
-        found.append(Text("the chat holds it in memory"))
+        found.append(Text("the chat or a server holds it in memory, the chat until ten minutes after its last question"))
     if folder.parent == workspace.models:
         found += [Text("it is the base of the run {run}", run=run.id) for run in list_runs(workspace) if _base_of(run) in _names(folder)]
     if folder.parent == workspace.datasets:
@@ -39,20 +40,23 @@ def refuse_use(workspace: Workspace, folder: Path) -> None:
     """Raises StudioError when somebody needs what lies in `folder`."""
     uses = uses_of(workspace, folder)
     if uses:
-        raise StudioError("{name} is in use: {reason}.", "Wait for its end or stop it first; what is in use is never thrown away.",
+        raise StudioError("{name} is in use: {reason}.",
+                          "Wait for its end, or stop or delete first what needs it; what is in use is never thrown away.",
                           name=folder.name, reason=uses[0])
 
 
 def chat_folders(workspace: Workspace) -> set[Path]:
-    """The runs and models of this workspace that the chat process holds in memory."""
-    handle = find_worker(workspace)
-    if handle is None:
-        return set()
-    try:
-        folders = [Path(folder) for folder in call(handle, "GET", "/state").get("folders", [])]
-    except (OSError, ValueError, http.client.HTTPException):
-        return set()
-    return {parent for folder in folders for parent in (folder, *folder.parents) if parent.parent in (workspace.runs, workspace.models)}
+    """The runs and models of this workspace that the chat, or a `sweetspot serve`, holds in memory."""
+    found: set[Path] = set()
+    for place in (worker_folder(workspace), *workspace.cache.glob(SERVERS)):
+        handle = find_worker(workspace, place)
+        try:
+            folders = [Path(folder) for folder in call(handle, "GET", "/state").get("folders", [])] if handle else []
+        except (OSError, ValueError, http.client.HTTPException):
+            folders = []
+        found |= {parent for folder in folders for parent in (folder, *folder.parents)
+                  if parent.parent in (workspace.runs, workspace.models)}
+    return found
 
 
 def _mentions(job: Job, workspace: Workspace, folder: Path) -> bool:

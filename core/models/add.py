@@ -19,7 +19,7 @@ from core.errors import StudioError
 from core.jobs.folder import Job, create_job, new_job_id
 from core.models.catalogue import HUB, is_folder, is_hub_id, new_model_folder, refuse_two_meanings
 from core.models.check import check_model
-from core.models.gguf_reading import as_plain_model, is_gguf, load_gguf, tidy_tokenizer_config
+from core.models.gguf_reading import as_plain_model, is_gguf, load_gguf, save_widened
 from core.models.header import read_header
 from core.words import Text
 from core.workspace import Workspace, fill_folder, slug, write_json
@@ -138,9 +138,7 @@ def _add_gguf(file: Path, target: Path, recorder: Recorder) -> None:
     model = as_plain_model(quantised)
     recorder.progress(1, 2, _READING)
     with fill_folder(target) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        tidy_tokenizer_config(folder, int(getattr(model.config, "max_position_embeddings", 0) or 2048))
+        save_widened(model, tokenizer, folder, int(getattr(model.config, "max_position_embeddings", 0) or 2048))
         write_json(folder / "model.json", {"name": target.name, "source": str(file), "note": "GGUF weights, widened to float32"})
         check_model(folder)
     recorder.progress(2, 2, _READING)

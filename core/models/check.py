@@ -21,6 +21,7 @@ def check_model(folder: Path) -> None:
     """
     tensors = tensor_shapes(folder)
     config = read_config(folder)
+    _compare_embedding(folder, tensors, config)
     if not (folder / "tokenizer.json").exists():
         raise StudioError("The model in {folder} has no tokenizer.json.",
                           "Copy the tokenizer files beside the weights; every recent model has them.", folder=folder)
@@ -29,6 +30,21 @@ def check_model(folder: Path) -> None:
         raise StudioError("The tokenizer in {folder} has {tokens} tokens, but the model only knows {rows}.",
                           "They are of different models; copy tokenizer.json from where the weights came from.",
                           folder=folder, tokens=tokens, rows=rows)
+
+
+def _compare_embedding(folder: Path, tensors: dict[str, tuple[str, list[int]]], config: dict[str, Any]) -> None:
+    """Raises StudioError where the table of token vectors has another shape than config.json says; elsewhere it would fail in loading."""
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    wanted = [text.get("vocab_size"), text.get("embedding_size") or text.get("word_embed_proj_dim") or text.get("hidden_size")]
+    for name, (kind, shape) in tensors.items():
+        is_packed = kind in ("U8", "I8", "I32")  # quantised: several values in one number
+        if (name.endswith(_EMBEDDINGS[:2]) and len(shape) == 2 and not is_packed and all(isinstance(size, int) for size in wanted)
+                and shape != wanted):
+            raise StudioError("The weights do not fit config.json: {name} is {found} instead of {wanted}.",
+                              "config.json and the weights are of different models; copy the folder again.",
+                              name=name, found=shape, wanted=wanted)
+        if name.endswith(_EMBEDDINGS[:2]):
+            return  # the first one is the language model's
 
 
 def tokenizer_size(folder: Path) -> int:

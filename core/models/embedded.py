@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core.classroom.place import models_home, share_models
 from core.errors import StudioError
 from core.jobs.once import one_at_a_time
-from core.models.gguf_reading import as_plain_model, load_gguf, tidy_tokenizer_config
+from core.models.gguf_reading import as_plain_model, load_gguf, save_widened
 from core.words import Text
 from core.workspace import Workspace, fill_folder, write_json
 
@@ -90,9 +90,7 @@ def _prepare(target: Path, recorder: Recorder | None) -> None:
     say(2, Text("saving the embedded model"))
     shutil.rmtree(target, ignore_errors=True)  # without its weights it is of no use
     with fill_folder(target) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        tidy_tokenizer_config(folder, 8192)
+        save_widened(model, tokenizer, folder, 8192)
         write_json(folder / "model.json", {
             "name": EMBEDDED_NAME, "source": f"{_PACKAGE}/{_FILE}", "sha256": _SHA256, "licence": "Apache-2.0",
             "note": "4-bit weights (Q4_1) of HuggingFaceTB/SmolLM2-135M-Instruct, widened to float32",

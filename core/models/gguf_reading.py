@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from core.errors import StudioError
-from core.workspace import write_json
+from core.models.portable import CLASS_OF_BOTH, make_portable
+from core.workspace import read_json, write_json
 
 _MAGIC = b"GGUF"
 
@@ -80,12 +80,10 @@ def as_plain_model(quantised: Any) -> Any:
     return model
 
 
-def tidy_tokenizer_config(folder: Path, context_tokens: int) -> None:
-    """Name the tokenizer class so that transformers 4 can load the folder too, and drop what only describes this machine."""
+def save_widened(model: Any, tokenizer: Any, folder: Path, context_tokens: int) -> None:
+    """Save what was read from a GGUF file as an ordinary model folder, which transformers 4.57 reads as version 5 does."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("is_local", "local_files_only", "backend"):
-        config.pop(key, None)
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config["model_max_length"] = context_tokens
-    write_json(path, config)
+    write_json(path, read_json(path) | {"tokenizer_class": CLASS_OF_BOTH, "model_max_length": context_tokens})
+    make_portable(folder)

@@ -17,6 +17,7 @@ import psutil
 
 from core.chat.choices import local_model
 from core.chat.client import end_worker
+from core.chat.handle import SERVERS
 from core.chat.proof import model_weights
 from core.chat.talk import Said
 from core.errors import StudioError
@@ -62,7 +63,7 @@ def open_port(port: int) -> socket.socket:
 
 def serve_folder(workspace: Workspace) -> Path:
     """Where this server's chat process keeps its handle and log; what servers left that were killed is swept."""
-    for old in workspace.cache.glob("serve-*"):
+    for old in workspace.cache.glob(SERVERS):
         pid = old.name.rpartition("-")[2]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,7 @@ from core.errors import StudioError
 from core.jobs.folder import create_job, new_job_id
 from core.jobs.launch import start_job
 from core.machine import package_versions, read_gpus
-from core.models.catalogue import find_base
+from core.models.catalogue import find_local_base
 from core.models.embedded import EMBEDDED_NAME, is_prepared
 from core.models.header import HEAD_NAMES, read_header, tensor_shapes
 from core.recipe.files import dump_recipe
@@ -80,10 +80,12 @@ def _commit() -> str | None:
 
 
 def snapshot_bytes(workspace: Workspace, recipe: Recipe) -> int:
-    """Size of one snapshot on disk: the adapter in float32, or the whole model."""
+    """Size of one snapshot on disk: the adapter in float32, or the whole model; 0 where the run has yet to fetch the model."""
     if recipe.model.source in ("embedded", EMBEDDED_NAME) and not is_prepared(workspace):
         return 20_000_000 * recipe.method.rank // 16
-    folder = find_base(workspace, recipe.model.source)
+    folder = find_local_base(workspace, recipe.model.source)
+    if folder is None:
+        return 0  # whoever starts a run must not wait for a download: the job does it, and shows it
     if recipe.method.kind == "full":
         return read_header(folder).weight_bytes
     return 4 * lora_parameters(folder, recipe)

@@ -15,7 +15,7 @@ from core.data.library import load_dataset
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import Recorder
-from core.models.catalogue import find_base
+from core.models.catalogue import find_base, find_local_base
 from core.models.embedded import EMBEDDED_NAME, prepare_embedded
 from core.models.header import read_header
 from core.models.load import choose_device
@@ -61,7 +61,8 @@ class Training:
 
     def __init__(self, workspace: Workspace, run: Run, recorder: Recorder, ranks: Ranks = ALONE) -> None:
         self.run, self.recorder, self.ranks, self.recipe = run, recorder, ranks, run.recipe()
-        recorder.progress(0, 1, Text("loading the model"))
+        is_here = find_local_base(workspace, self.recipe.model.source) is not None
+        recorder.progress(0, 1, Text("loading the model") if is_here else Text("fetching the model"))
         self.base = find_base(workspace, self.recipe.model.source)
         self.encoder = Encoder.from_folder(self.base, self.recipe.data.system)
         if ranks.is_first:

@@ -12,7 +12,7 @@ from core.jobs.folder import create_job, new_job_id
 from core.jobs.launch import start_job
 from core.machine import read_gpus
 from core.models.add import add_model_job
-from core.models.catalogue import find_base, list_models
+from core.models.catalogue import find_base, find_local_base, list_models
 from core.models.delete import delete_model, find_deletable
 from core.models.describe import describe_model
 from core.models.embedded import EMBEDDED_NAME, embedded_folder, is_prepared
@@ -81,11 +81,19 @@ def show(name: Annotated[str, typer.Argument(help="A model of the workspace, a f
     if name.lower().endswith(".gguf"):
         facts = read_gguf_header(Path(name).expanduser())
     else:
-        facts = describe_model(find_base(place, name), "cuda" if read_gpus() else "cpu")
+        facts = describe_model(_folder_here(place, name), "cuda" if read_gpus() else "cpu")
     if json:
         print_json(facts)
     else:
         print_table(["fact", "value"], [row for key, value in facts.items() for row in _fact(key, value)])
+
+
+def _folder_here(place: Workspace, name: str) -> Path:
+    """A model's folder, without fetching anything: a look must not cost a download."""
+    folder = find_local_base(place, name)
+    if folder is None and not name.startswith("embedded"):
+        raise StudioError("The model {name} is not on this machine yet.", "Fetch it first: `sweetspot models add {name}`.", name=name)
+    return folder or find_base(place, name)
 
 
 def _fact(key: str, value: Any) -> list[list[Any]]:

@@ -13,14 +13,16 @@ import pytest
 from core.convert.gguf_export import export_gguf
 from core.data.encode import Encoder
 from core.errors import StudioError
+from core.housekeeping import uses
 from core.jobs.folder import Job, JobState, create_job
 from core.jobs.worker import Recorder
 from core.merge.library import delete_merged
+from core.models import embedded
 from core.models.add import add_job, add_model_job, find_origin, wanted_files
 from core.models.catalogue import find_base, find_local_base, list_models
 from core.models.delete import delete_model
 from core.models.describe import describe_model
-from core.workspace import Workspace, write_json, write_text
+from core.workspace import Workspace, read_json, write_json, write_text
 
 
 def add(workspace: Workspace, source: str, name: str | None = None, copy: bool = False) -> dict[str, Any]:
@@ -69,7 +71,15 @@ def test_a_name_of_two_meanings_is_not_guessed(workspace: Workspace, tiny_model:
             find_origin(wrong)
 
 
-def test_a_gguf_file_becomes_an_ordinary_model(workspace: Workspace, tiny_model: Path, tmp_path: Path) -> None:
+def _reads_alike_in_both_versions(folder: Path) -> None:
+    """transformers 4.57 reads `rope_theta` and takes 10000 where it is missing; version 5 writes it elsewhere."""
+    config, tokenizer = read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json")
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] and config["torch_dtype"] == config["dtype"]
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and "token_type_ids" not in tokenizer["model_input_names"]
+
+
+def test_a_gguf_file_becomes_an_ordinary_model(workspace: Workspace, tiny_model: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "Tiny.Q8_0.gguf"
     export_gguf(tiny_model, file, "f32", "tiny", lambda done, total: None)
     folder = Path(add(workspace, str(file))["folder"])
@@ -77,6 +87,10 @@ def test_a_gguf_file_becomes_an_ordinary_model(workspace: Workspace, tiny_model:
     text = Encoder.from_folder(tiny_model).render([{"role": "user", "content": "Who are you? 你是谁？"}], add_generation_prompt=True)
     first, second = (Encoder.from_folder(place).tokenizer.encode(text, add_special_tokens=False).ids for place in (tiny_model, folder))
     assert first == second
+    _reads_alike_in_both_versions(folder)
+    monkeypatch.setattr(embedded, "gguf_file", lambda: file)
+    monkeypatch.setattr(embedded, "check_hash", lambda path: None)
+    _reads_alike_in_both_versions(embedded.prepare_embedded(workspace))
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(StudioError, match="cannot be read|cut off or damaged"):
         add(workspace, str(file), "half")
@@ -172,20 +186,28 @@ def test_facts_and_memory_from_headers(tiny_model: Path, tmp_path: Path) -> None
     assert "cut off or damaged" in describe_model(base, "cpu")["problem"]
 
 
-def test_a_model_in_use_is_kept_and_it_is_said_by_what(workspace: Workspace, tiny_model: Path) -> None:
+def test_a_model_in_use_is_kept_and_it_is_said_by_what(workspace: Workspace, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(tiny_model, workspace.models / "alex")
     write_json(workspace.models / "alex" / "merge.json", {})
     run = create_job(workspace.runs / "20260101-120000-course-0a1b", "train", {"updates": 1})
     run.write_state(JobState(kind="train", state="finished", created=0))
     write_text(run.folder / "recipe.yaml", "model: {source: alex}\n")
     for delete in (delete_model, delete_merged):
-        with pytest.raises(StudioError, match="alex is in use by 20260101-120000-course-0a1b"):
+        with pytest.raises(StudioError, match="alex is in use: it is the base of the run 20260101-120000-course-0a1b"):
             delete(workspace, "alex")
     shutil.rmtree(run.folder)
     job: Job = create_job(workspace.jobs / "20260101-120000-gguf-alex-0a1b", "gguf", {"model": "alex"})
-    with pytest.raises(StudioError, match="in use by 20260101-120000-gguf"):
+    with pytest.raises(StudioError, match="in use: the job 20260101-120000-gguf"):
         delete_model(workspace, "alex")
     job.write_state(JobState(kind="gguf", state="finished", created=0))
+    held = {"folders": [str(workspace.models / "alex")]}
+    (workspace.cache / "serve-7").mkdir()
+    monkeypatch.setattr(uses, "find_worker", lambda _, place: place if place.name == "serve-7" else None)
+    monkeypatch.setattr(uses, "call", lambda handle, method, path: held)
+    for delete in (delete_model, delete_merged):
+        with pytest.raises(StudioError, match="a server holds it in memory"):
+            delete(workspace, "alex")
+    held["folders"] = []
     delete_merged(workspace, "alex")
     assert list(workspace.models.iterdir()) == []
     with pytest.raises(StudioError, match="No model is called alex"):

@@ -100,7 +100,7 @@ def test_what_is_in_use_is_refused_with_who_uses_it(workspace, made, monkeypatch
         delete_run(made)
     job.write_state(JobState(kind="judge", state="finished", created=time.time()))
     monkeypatch.setattr(uses, "chat_folders", lambda _: {made.folder})
-    with pytest.raises(StudioError, match="the chat holds it"):
+    with pytest.raises(StudioError, match="the chat or a server holds it"):
         delete_run(made)
     assert made.folder.exists() and "正在使用中" in str(StudioError("{name} is in use: {reason}.", "x", name=1, reason=2).problem.to("zh"))
     made.write_state(JobState(kind="train", state="running", created=time.time(), process=ProcessIdentity.own()))

@@ -40,6 +40,13 @@ def test_a_tokenizer_that_is_missing_damaged_or_of_another_model(folder):
         check_model(folder)
 
 
+@pytest.mark.parametrize("change", [{"hidden_size": 128}, {"vocab_size": 401}])
+def test_weights_of_another_config_are_told_before_they_are_loaded(folder, change):
+    change_json(folder / "config.json", **change)
+    with pytest.raises(StudioError, match=r"do not fit config.json: model.embed_tokens.weight is \[400, 64\] instead of"):
+        check_model(folder)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
 def test_settings_of_a_tokenizer_that_are_damaged(folder, text):
     (folder / "tokenizer_config.json").write_bytes(text.encode("latin-1"))
