@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from core.chat.history import fit_prompt, whole_prompt
-from core.chat.proof import Proof, hash_weights, model_weights
+from core.chat.proof import Proof, adapter_alpha, hash_weights, model_weights
 from core.chat.request import ChatRequest
 from core.chat.stops import TextWriter
 from core.data.encode import Encoder, hash_ids
@@ -129,8 +129,8 @@ def proof_of(workspace: Workspace, pane: Pane, asked_for: str, base_weights: str
     checkpoint = model.adapter or (model.base if model.base.parent.name == "checkpoints" else None)
     resolved = model.name if checkpoint is None else f"{checkpoint.parent.parent.name}@{int(checkpoint.name)}"
     return Proof(model=asked_for, resolved=resolved, base=model.base.name, step=int(checkpoint.name) if checkpoint else None,
-                 strength=model.strength if model.adapter else 1.0, weights=weights, base_weights=base_weights,
-                 quantization=quantization, prompt=hash_ids(pane.prompt), prompt_tokens=len(pane.prompt))
+                 strength=model.strength if model.adapter else 1.0, alpha=adapter_alpha(model), weights=weights,
+                 base_weights=base_weights, quantization=quantization, prompt=hash_ids(pane.prompt), prompt_tokens=len(pane.prompt))
 
 
 def text_event(pane: Pane, piece: str, tokens: Sequence[dict[str, Any]] = ()) -> Event:

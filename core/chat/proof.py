@@ -28,6 +28,7 @@ class Proof(BaseModel):
         base: name of the base model's folder.
         step: the update after which it was saved; None for a base or merged model.
         strength: the adapter's strength; 1.0 for a whole model.
+        alpha: the adapter's `lora_alpha`, which scales the same matrices to another model; None for a whole model.
         weights: SHA-256 of the file that makes this model what it is: the adapter's, or the model's.
         base_weights: SHA-256 of the base model's weights; a whole model is its own base.
         quantization: how the base model was held: `none`, `nf4` or `int8`; the same file then gives slightly other numbers.
@@ -40,6 +41,7 @@ class Proof(BaseModel):
     base: str
     step: int | None = None
     strength: float = 1.0
+    alpha: float | None = None
     weights: str
     base_weights: str
     quantization: str = "none"
@@ -53,7 +55,7 @@ class Proof(BaseModel):
     def _identity(self) -> tuple[str, str, str, float]:
         if self.weights == self.base_weights or self.strength == 0:
             return (self.base_weights, self.quantization, "", 1.0)
-        return (self.base_weights, self.quantization, self.weights, self.strength)
+        return (self.base_weights, self.quantization, self.weights, self.strength * (1.0 if self.alpha is None else self.alpha))
 
 
 def twins(proofs: Sequence[Proof | None]) -> list[tuple[int, int]]:
@@ -64,6 +66,14 @@ def twins(proofs: Sequence[Proof | None]) -> list[tuple[int, int]]:
 
 def twin_sentence(first: str, second: str) -> Text:
     return Text("{first} and {second} claim to be different models, but the same weights answered.", first=first, second=second)
+
+
+def adapter_alpha(model: Model) -> float | None:
+    """`lora_alpha` of the model's adapter; None for a whole model, or where the adapter does not say."""
+    try:
+        return float(read_json(model.adapter / "adapter_config.json")["lora_alpha"]) if model.adapter else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def model_weights(model: Model) -> list[Path]:

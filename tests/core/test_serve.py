@@ -245,3 +245,9 @@ def test_a_client_that_hangs_up_closes_its_source():
         source.was_closed, source.asked = False, []
         sent = asyncio.run(talk(stream))
         assert source.was_closed and len(sent) < 200
+
+
+def test_the_same_matrices_under_another_alpha_are_another_model() -> None:
+    half = PROOF.model_copy(update={"model": "mild", "alpha": 16.0})
+    assert not half.same_weights(PROOF.model_copy(update={"alpha": 32.0}))
+    assert half.same_weights(PROOF.model_copy(update={"alpha": 32.0, "strength": 0.5})), "half of 32 is 16"
