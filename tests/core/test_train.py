@@ -223,6 +223,7 @@ def test_a_checkpoint_is_a_plain_peft_folder(trained_run, tiny_model):
     assert AutoTokenizer.from_pretrained(folder).chat_template == (tiny_model / "chat_template.jinja").read_text()
 
 
+@pytest.mark.slow
 def test_two_runs_of_a_recipe_are_identical_and_so_is_a_resumed_one(workspace, tiny_model, trained_run):
     """Killed in the middle and resumed, a run has the losses of the uninterrupted one, bit for bit."""
     save_tiny_dataset(workspace)
@@ -299,6 +300,7 @@ def test_float16_keeps_small_gradients(workspace, tiny_model):
     assert error < 0.02 and (found["float16"] != 0).float().mean() > 0.99 * (found["float32"] != 0).float().mean()
 
 
+@pytest.mark.slow
 def test_a_full_training_saves_whole_models(workspace, tiny_model):
     save_tiny_dataset(workspace)
     run = train_here(workspace, tiny_recipe(tiny_model, method__kind="full", snapshots__count=1, schedule__updates=2))
@@ -333,6 +335,7 @@ def test_a_quantised_base_is_trained_for_real(workspace, tiny_model, bits, layer
     assert after < before - 0.05
 
 
+@pytest.mark.slow
 def test_plain_documents_are_trained_from_end_to_end(workspace, tiny_model):
     """Continued pre-training: a document longer than a row becomes several, and every token but the first is a target once."""
     from core.data.library import save_dataset
