@@ -22,7 +22,7 @@ def place(tmp_path_factory) -> Iterator[Place]:
 
 
 def test_workers_killed_at_random_moments(place):
-    for kind, tally in kill_all(place, {"train": 1, "judge": 1, "merge": 1, "import": 4, "chat": 1}, seed=3).items():
+    for kind, tally in kill_all(place, {"train": 2, "judge": 1, "merge": 1, "import": 5, "chat": 1}, seed=3).items():
         assert tally.faults == [] and tally.kills >= 1, kind
         assert tally.slowest_truth < 10
     rows = place.workspace.datasets / "tiny/rows.jsonl"
