@@ -73,11 +73,11 @@ class Compared:
                 f"{100 * self.others:.0f} %"]
 
 
-def base_recipe(model: str, dataset: str, length: int, device: str, updates: int) -> Recipe:
+def base_recipe(model: str, dataset: str, length: int, device: str) -> Recipe:
     return build_recipe({
         "model": {"source": model}, "method": {"rank": 16, "alpha": 32},
         "data": {"sources": [{"dataset": dataset}], "max_length": length},
-        "schedule": {"effective_batch": 4, "updates": updates, "learning_rate": 2e-4}, "snapshots": {"count": 3},
+        "schedule": {"effective_batch": 4, "learning_rate": 2e-4}, "snapshots": {"count": 3},
         "device": {"kind": device}})
 
 
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--random", choices=tuple(SHAPES), help="random weights in this shape, and random rows")
     parser.add_argument("--length", type=int, default=256, help="longest row, in tokens")
     parser.add_argument("--workspace", type=Path, help="use this one instead of a temporary one")
-    parser.add_argument("--updates", type=int, default=UPDATES)
+    parser.add_argument("--updates", type=int, help=f"of every recipe; {UPDATES} or what the recipe says where not given")
     parser.add_argument("--attempts", type=int, default=3, help="at most, where other programs disturb")
     parser.add_argument("--only", action="append", default=[], help="a recipe's name, or a part of it; may be repeated")
     parser.add_argument("--json", action="store_true")
@@ -185,8 +185,8 @@ def main() -> None:
         for name, changes in RECIPES.items():
             if arguments.only and not any(part in name for part in arguments.only):
                 continue
-            changed = {"schedule.updates": arguments.updates} | changes
-            recipe = base_recipe(model, dataset, arguments.length, arguments.device, arguments.updates)
+            changed = {"schedule.updates": UPDATES} | changes | ({"schedule.updates": arguments.updates} if arguments.updates else {})
+            recipe = base_recipe(model, dataset, arguments.length, arguments.device)
             found.append(compare(workspace, name, change_recipe(recipe, changed), arguments.attempts))
             print("done:", " ".join(found[-1].row()), flush=True)
         print(json.dumps([vars(one) for one in found])) if arguments.json else print_table(found)

@@ -51,7 +51,7 @@ def write_model(folder: Path, size_bytes: float) -> int:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from benchmarks.random_model import _write_tokenizer
+    from benchmarks.random_model import write_tokenizer
 
     hidden, inner, vocabulary = 2048, 8192, 32000
     of_a_layer = 2 * (2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * inner)
@@ -69,7 +69,7 @@ def write_model(folder: Path, size_bytes: float) -> int:
     write_files(folder, divide(entries, total / 4 + 1), lambda name: torch.randn(shapes[name], dtype=torch.bfloat16) * 0.02,
                 lambda done, count: None)
     model.config.save_pretrained(folder)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return total
 
 

@@ -32,11 +32,12 @@ def write_random_model(folder: Path, shape: str) -> Path:
         model = LlamaForCausalLM(config)
         torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of single bytes, with a chat template, beside weights that have none."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

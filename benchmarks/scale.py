@@ -22,6 +22,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 
@@ -201,8 +202,8 @@ def random_model(recipe: Any, variant: dict[str, Any], device: str, ranks: Any) 
     3 divided among the ranks at once.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
+    from random_model import write_tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
     from core.train.model import announce_division, make_trainable, prepare_model, weights_dtype
 
@@ -210,16 +211,17 @@ def random_model(recipe: Any, variant: dict[str, Any], device: str, ranks: Any) 
     torch.manual_seed(0)
     if variant["quantization"] != "none":
         folder = Path(tempfile.gettempdir()) / f"random-{variant['shape']}"
-        if ranks.is_first and not (folder / "model.safetensors").exists():
+        if ranks.is_first and not (folder / "tokenizer.json").exists():
             with torch.device(device):
                 AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size="100GB")
+            write_tokenizer(folder)
         ranks.wait_for_all()
         return prepare_model(recipe, folder, device)
     if recipe.device.zero < 3:
         with torch.device(device):
             return make_trainable(recipe, AutoModelForCausalLM.from_config(config, dtype=weights_dtype(recipe, device)))
     settings = announce_division(recipe, device)
-    with no_init_weights():  # transformers would gather each weight and draw it on the processor: minutes for billions
+    with patch.object(PreTrainedModel, "_initialize_weights", lambda *_, **__: None):  # drawn below, each share where it lies
         model = AutoModelForCausalLM.from_config(config, dtype=weights_dtype(recipe, device))
     for name, weight in model.named_parameters():
         weight.ds_tensor.fill_(1.0) if "norm" in name else weight.ds_tensor.normal_(0.0, config.initializer_range)

@@ -52,14 +52,15 @@ def zero_config(recipe: Recipe, trained: int, largest: int, dtype: torch.dtype) 
     }
 
 
-def import_deepspeed(device_type: str) -> Any:
-    """DeepSpeed asks once, at import, what it runs on."""
-    if device_type != "cuda":
+def import_deepspeed(device: str) -> Any:
+    """DeepSpeed asks once, at import, what it runs on; `device` is as torch names it, `cuda:1` for one."""
+    on_gpu = torch.device(device).type == "cuda"
+    if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     import deepspeed
 
-    if device_type != "cuda":
+    if not on_gpu:
         # A faster exchange between processes of one machine, which would first be compiled, and not every machine has a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -17,6 +17,7 @@ from core.machine import Gpu
 from core.train.batches import share_rows
 from core.train.create import create_run
 from core.train.devices import choose_devices, own_gpu
+from core.train.zero import import_deepspeed
 from core.workspace import CHECKOUT, write_json
 from tests.core.conftest import save_tiny_dataset, tiny_recipe
 
@@ -181,3 +182,13 @@ def test_ranks_that_ran_out_of_memory_begin_again_with_half(workspace, tiny_mode
     monkeypatch.setattr(launch, "start_ranks", start)
     assert launch.train_in_processes(run, Silent()) == {"updates": 6, "planned": 6}
     assert started == [None, {"tokens": 64, "rows": 4}, {"tokens": 32, "rows": 2}]
+
+
+@pytest.mark.parametrize(("device", "accelerator"), [("cuda", None), ("cuda:1", None), ("cpu", "cpu")])
+def test_deepspeed_is_told_what_it_runs_on_however_the_device_is_named(monkeypatch, device, accelerator):
+    deepspeed = SimpleNamespace(ops=SimpleNamespace(__compatible_ops__={}))
+    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("DS_ACCELERATOR", None)
+    import_deepspeed(device)
+    assert os.environ.get("DS_ACCELERATOR") == accelerator

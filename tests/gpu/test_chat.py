@@ -26,6 +26,14 @@ def free_bytes() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
+def comes_back(before: int) -> bool:
+    """Whether as much is free again as before; some drivers give it back a little after the process is gone."""
+    deadline = time.monotonic() + 15
+    while before - free_bytes() > _SLACK_BYTES and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return before - free_bytes() < _SLACK_BYTES
+
+
 @pytest.fixture
 def place(workspace, tiny_model) -> Iterator[Workspace]:
     shutil.copytree(tiny_model, workspace.models / "tiny")
@@ -47,7 +55,8 @@ def test_the_memory_comes_back_when_it_ends(place):
     finish(ask(place, ["tiny", "other"], [QUESTION] * 2, Sampled(max_new_tokens=20)))
     assert before - free_bytes() > _SLACK_BYTES, "it was not on the GPU"
     end_worker(place)
-    assert find_worker(place) is None and before - free_bytes() < _SLACK_BYTES
+    assert find_worker(place) is None
+    assert comes_back(before)
 
 
 def test_it_gives_way_to_a_job_that_needs_the_device(place):
@@ -60,7 +69,7 @@ def test_it_gives_way_to_a_job_that_needs_the_device(place):
     while worker.process.is_alive():
         assert time.monotonic() < deadline, "it keeps the device"
         time.sleep(0.1)
-    assert before - free_bytes() < _SLACK_BYTES
+    assert comes_back(before)
     beside = finish(ask(place, ["tiny"], [QUESTION], Sampled(max_new_tokens=20)))
     assert beside.notes and beside.panes[0].proof == first.proof, "on the processor meanwhile, with a note"
     assert before - free_bytes() < _SLACK_BYTES and call(find_worker(place), "GET", "/state")["loaded"] == ["tiny"]
