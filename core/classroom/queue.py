@@ -172,10 +172,11 @@ class ClassQueue:
 
     def _wait(self, entry: Entry, try_devices: Callable[[], bool], is_cancelled: Callable[[], bool]) -> bool:
         while not is_cancelled():
-            order = self.waiting()
+            entries, orders = self.entries(), self.orders()
+            order = fair_order(entries, self._served(entries), orders.first)
             place = next((number for number, other in enumerate(order) if other.key == entry.key), len(order))
-            busy = {other.member for other in self.entries() if other.started is not None}
-            is_turn = not self.orders().paused and entry.member not in busy and not any(
+            busy = {other.member for other in entries if other.started is not None}
+            is_turn = not orders.paused and entry.member not in busy and not any(
                 other.parts & entry.parts and other.member not in busy for other in order[:place])
             if is_turn and try_devices():
                 return True
