@@ -46,7 +46,7 @@ WORK: dict[str, tuple[str, bool]] = {
 }
 HEARTBEAT_SECONDS = 2.0
 PROGRESS_SECONDS = 0.1
-# Work on the processors gives way to the pages, which people wait for; alone it is as fast as ever.
+# People wait for pages; work that gives way to them is as fast as ever when nobody clicks.
 _NICENESS = 10
 
 
@@ -176,6 +176,12 @@ def run_job(folder: Path) -> int:
         return 1 if outcome["state"] == "failed" else 0
 
 
+def give_way_to_pages(job: Job) -> None:
+    """Lower this process's priority for good, when its work is on the processors; a GPU waits for its process."""
+    if not job.state().device.startswith("cuda"):
+        os.nice(_NICENESS)
+
+
 def _listen(recorder: Recorder) -> None:
     """TERM and INT ask to stop; the end of a terminal, HUP, is no reason to."""
     signal.signal(signal.SIGTERM, lambda *_: recorder.ask_to_stop())
@@ -224,8 +230,7 @@ def unexpected(error: BaseException) -> StudioError:
 if __name__ == "__main__":
     out = sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     asked = Path(sys.argv[1]).resolve()
-    if not Job(asked).state().device.startswith("cuda"):
-        os.nice(_NICENESS)
+    give_way_to_pages(Job(asked))
     status = run_job(asked)
     for stream in out:
         stream.finish()

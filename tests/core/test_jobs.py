@@ -20,7 +20,7 @@ from core.jobs import launch, queue
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job, JobState, create_job, list_jobs, new_job_id
 from core.jobs.process import ProcessIdentity
-from core.jobs.worker import Recorder
+from core.jobs.worker import Recorder, give_way_to_pages
 from core.words import Text
 from core.workspace import CHECKOUT, append_jsonl, read_json
 
@@ -249,6 +249,14 @@ def test_a_worker_that_does_not_listen_is_killed(workspace, run_odd, monkeypatch
     state = launch.stop_job(job, grace_seconds=0.5)
     assert child.wait(PATIENCE_SECONDS) == -signal.SIGKILL and (job.folder / "term").exists(), "TERM comes before KILL"
     assert state.state == "failed" and "asked to stop" in str(Text.from_json(state.problem))
+
+
+@pytest.mark.parametrize(("device", "lowered"), [("cpu", [10]), ("cuda:1", []), ("cuda:0,cuda:1", [])])
+def test_work_on_the_processors_gives_way_to_the_pages(workspace, monkeypatch, device, lowered):
+    niced: list[int] = []
+    monkeypatch.setattr(os, "nice", niced.append)
+    give_way_to_pages(create_job(workspace.jobs / "20260101-120000-odd-x-0000", "odd", {}, device))
+    assert niced == lowered
 
 
 def test_a_worker_that_cannot_even_begin_is_known_at_once(workspace, monkeypatch):
