@@ -33,7 +33,9 @@ is_active = state.is_active
 draw_standing(run, state)
 if not is_active:
     draw_judging(workspace, run)
-draw_curves(run, is_active)
-draw_answers(run, is_active)
-draw_log(run, is_active)
+# Nothing of these changes while the run waits for its turn; when it begins the page is drawn anew.
+is_at_work = is_active and state.state != "queued"
+draw_curves(run, is_active, is_at_work)
+draw_answers(run, is_at_work)
+draw_log(run, is_at_work)
 same_command(f"sweetspot train {run.folder / 'recipe.yaml'}\nsweetspot run follow {run.id}")

@@ -257,13 +257,17 @@ def draw_judging(workspace: Workspace, run: Run) -> None:
                 st.rerun()
 
 
-def draw_curves(run: Run, is_active: bool) -> None:
-    """Loss, learning rate, speed and memory over the updates."""
+def draw_curves(run: Run, is_active: bool, is_at_work: bool) -> None:
+    """Loss, learning rate, speed and memory over the updates.
+
+    Args:
+        is_active: curves may come yet; they do once `is_at_work`.
+    """
     if not is_active and not _records_of(str(run.folder)).read():
         return
     with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
         st.subheader(t("train.curves"), anchor=False, width="content")
-        is_live = is_active and st.toggle(t("train.live"), value=True, key="train_live", help=t("train.live_help"))
+        is_live = is_at_work and st.toggle(t("train.live"), value=True, key="train_live", help=t("train.live_help"))
     st.fragment(_draw_curves_now, run_every=POLL_SECONDS if is_live else None)(str(run.folder))
 
 
@@ -314,9 +318,9 @@ def _show_all(run_id: str) -> None:
     st.session_state.get("train_shown", {}).pop(run_id, None)
 
 
-def draw_answers(run: Run, is_active: bool) -> None:
+def draw_answers(run: Run, is_at_work: bool) -> None:
     """What the model answers at each snapshot, and the snapshots themselves."""
-    st.fragment(_draw_answers_now, run_every=2 * POLL_SECONDS if is_active else None)(str(run.folder))
+    st.fragment(_draw_answers_now, run_every=2 * POLL_SECONDS if is_at_work else None)(str(run.folder))
 
 
 def _draw_answers_now(folder: str) -> None:
@@ -357,12 +361,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def draw_log(run: Run, is_active: bool) -> None:
+def draw_log(run: Run, is_at_work: bool) -> None:
     """The end of the worker's log, read only while it is open."""
     fold = st.expander(t("train.log"), icon=":material/article:", key="train_log", on_change="rerun")
     if fold.open:
         with fold:
-            st.fragment(_draw_log_now, run_every=POLL_SECONDS if is_active else None)(str(run.folder))
+            st.fragment(_draw_log_now, run_every=POLL_SECONDS if is_at_work else None)(str(run.folder))
 
 
 def _draw_log_now(folder: str) -> None:
