@@ -19,6 +19,8 @@ from core.words import Text
 from core.workspace import CHECKOUT, Workspace
 
 PACKAGES = ("streamlit", "torch", "transformers", "peft", "trl", "bitsandbytes", "deepspeed", "datasets", "plotly", "pandas")
+# Compute capability from which a GPU computes in bfloat16 itself.
+BFLOAT16_FROM = (8, 0)
 _LOW_DISK_BYTES = 5e9
 _LOW_MEMORY_BYTES = 4e9
 
@@ -29,6 +31,7 @@ class Gpu(BaseModel):
     total_bytes: int
     free_bytes: int
     capability: tuple[int, int] | None = None
+    uuid: str = ""
 
 
 class GpuUser(BaseModel):
@@ -115,7 +118,8 @@ def read_gpus() -> list[Gpu]:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             gpus.append(Gpu(index=index, name=pynvml.nvmlDeviceGetName(handle), total_bytes=int(memory.total),
-                            free_bytes=int(memory.free), capability=pynvml.nvmlDeviceGetCudaComputeCapability(handle)))
+                            free_bytes=int(memory.free), capability=pynvml.nvmlDeviceGetCudaComputeCapability(handle),
+                            uuid=pynvml.nvmlDeviceGetUUID(handle)))
     except pynvml.NVMLError:
         pass  # a GPU that is lost, or that this user may not ask: the ones before it count
     finally:
@@ -149,7 +153,45 @@ def _process_name(pid: int) -> str:
 
 def device_name() -> str:
     """The device that jobs queue for: the first GPU when there is one, else the processor."""
-    return "cuda:0" if read_gpus() else "cpu"
+    gpus = visible_gpus()
+    return f"cuda:{gpus[0]}" if gpus else "cpu"
+
+
+def visible_gpus() -> list[int]:
+    """The GPUs that this process may use, as the driver numbers them; CUDA_VISIBLE_DEVICES narrows them, as a cluster sets it.
+
+    It is read as CUDA reads it: numbers or (the beginning of) names such as GPU-5f3a, up to the first that is neither; `-1` and other
+    words mean none at all. Part of a GPU (MIG) cannot be told from outside, so all of them count then.
+    """
+    there = read_gpus()
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None or allowed.startswith("MIG-"):
+        return [gpu.index for gpu in there]
+    found: list[int] = []
+    for part in map(str.strip, allowed.split(",")):
+        named = [gpu.index for gpu in there if part == str(gpu.index) or (part.startswith("GPU-") and gpu.uuid.startswith(part))]
+        if not named:
+            break
+        found += named[:1]
+    return found
+
+
+def seen_alone(device: str) -> dict[str, str]:
+    """The environment in which a process sees no other GPUs than those of `device`, so that its first one is the one it holds.
+
+    Args:
+        device: as jobs queue for it: `cpu`, `cuda:1` or `cuda:0,cuda:2`.
+    """
+    wanted = [int(part.removeprefix("cuda:")) for part in device.split(",") if part.startswith("cuda:")]
+    visible = visible_gpus() if wanted else []
+    kept = [number for number in wanted if number in visible]  # a run may come from a machine that had more
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, kept))} if kept and kept != visible else {}
+
+
+def emulates_bfloat16(device: str) -> bool:
+    """Whether one of the GPUs of `device` has no units for bfloat16: those before the Ampere generation compute it many times slower."""
+    return any(gpu.capability is not None and gpu.capability < BFLOAT16_FROM for gpu in read_gpus()
+               if device == "cuda" or f"cuda:{gpu.index}" in device.split(","))
 
 
 def diagnose(workspace: Workspace) -> list[Finding]:

@@ -16,6 +16,7 @@ import psutil
 from core.errors import JobFailed, StudioError
 from core.jobs.folder import Job, JobState
 from core.jobs.process import ProcessIdentity
+from core.machine import seen_alone
 from core.words import Text
 from core.workspace import CHECKOUT, explain_full_disk
 
@@ -72,8 +73,8 @@ def _launch(job: Job) -> None:
     with log:
         child = subprocess.Popen(
             [sys.executable, "-m", "core.jobs.worker", str(job.folder)],
-            cwd=CHECKOUT, env=worker_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            cwd=CHECKOUT, env=worker_environment() | seen_alone(job.state().device), stdin=subprocess.DEVNULL, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )
     _children.append(child)
     try:

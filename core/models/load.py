@@ -33,9 +33,13 @@ def choose_device(kind: str) -> str:
 
 
 def choose_dtype(name: str, device: str) -> torch.dtype:
-    """`auto` -> bfloat16 on a GPU that has it, float32 elsewhere: a processor without bfloat16 units is 3 times slower with it."""
+    """`auto` -> bfloat16 on a GPU that has it, float32 elsewhere: a processor without bfloat16 units is 3 times slower with it.
+
+    A GPU before the Ampere generation emulates it, which torch calls supported too, and which is many times slower.
+    """
     if name == "auto":
-        return torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
+        has_units = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_units else torch.float32
     return getattr(torch, name)
 
 

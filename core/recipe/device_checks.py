@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.jobs.queue import holder
-from core.machine import Gpu, gpu_users, has_package
+from core.machine import BFLOAT16_FROM, Gpu, gpu_users, has_package
 from core.recipe.finding import Finding
 from core.recipe.forecast import Forecast, free_bytes
 from core.recipe.memory import gpu_count, read_shape
@@ -14,8 +14,8 @@ from core.recipe.schema import Recipe
 from core.words import Text
 from core.workspace import Workspace
 
-# Compute capability from which a GPU computes in bfloat16 itself, and what bitsandbytes asks for.
-_BF16_FROM, _NF4_FROM, _INT8_FROM = (8, 0), (6, 0), (7, 5)
+# Compute capability that bitsandbytes asks for.
+_NF4_FROM, _INT8_FROM = (6, 0), (7, 5)
 # Buffers in which ZeRO collects gradients and gathers weights, in values: core.train.zero sizes them to what is trained, up to this.
 _LARGEST_BUCKET = 200_000_000
 _NOTICED_BYTES = 5e8
@@ -70,10 +70,14 @@ def _quantization(recipe: Recipe, gpus: list[Gpu], on_cpu: bool) -> Iterator[Fin
 
 def _number_format(recipe: Recipe, gpus: list[Gpu], on_cpu: bool) -> Iterator[Finding]:
     dtype = recipe.model.dtype
+    if dtype == "float16" and recipe.device.zero > 0:
+        yield Finding("float16_zero", "error", Text(
+            "With ZeRO, float16 would lose small gradients: its weights and their gradients are held in one format."),
+            Text("Set device.zero: 0, or model.dtype to bfloat16 or float32."), "model.dtype")
     if dtype in ("bfloat16", "float16") and on_cpu:
         yield Finding("slow_dtype", "warning", Text("{dtype} on a processor is usually several times slower than float32.", dtype=dtype),
                       Text("Use float32 or auto."), "model.dtype")
-    elif dtype == "bfloat16" and gpus[0].capability is not None and gpus[0].capability < _BF16_FROM:
+    elif dtype == "bfloat16" and gpus[0].capability is not None and gpus[0].capability < BFLOAT16_FROM:
         yield Finding("no_bf16", "warning", Text(
             "{gpu} does not compute in bfloat16 itself (compute capability {has}; 8.0 does): it is emulated, and many times slower.",
             gpu=gpus[0].name, has="{}.{}".format(*gpus[0].capability)), Text("Set model.dtype to float16."), "model.dtype")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
+from core.machine import emulates_bfloat16
 from core.models.header import HEAD_NAMES, read_config, tensor_shapes
 from core.recipe.schema import Recipe
 
@@ -109,8 +110,10 @@ def _is_adapted(name: str, shape: list[int]) -> bool:
 
 
 def compute_dtype(recipe: Recipe, device: str) -> str:
-    """The number format a run computes in; see core.train.model."""
-    return recipe.model.dtype if recipe.model.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
+    """The number format a run computes in; see core.models.load."""
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    return "float32" if device == "cpu" or emulates_bfloat16(device) else "bfloat16"
 
 
 def activation_values(shape: Shape, rank: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.errors import StudioError
 from core.jobs.launch import worker_environment
-from core.machine import read_gpus
+from core.machine import visible_gpus
 from core.recipe.schema import Recipe
 from core.workspace import Workspace
 
@@ -54,17 +54,16 @@ def choose_devices(recipe: Recipe) -> Devices:
     return Devices(",".join(f"cuda:{gpu}" for gpu in gpus), len(gpus), gpus)
 
 
-def visible_gpus() -> list[int]:
-    """The GPUs that this process may use, as the driver numbers them; CUDA_VISIBLE_DEVICES narrows them, as a cluster sets it."""
-    there = [gpu.index for gpu in read_gpus()]
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is None or not all(part.strip().isdecimal() for part in allowed.split(",")):
-        return there if allowed != "" else []
-    return [number for number in map(int, allowed.split(",")) if number in there]
+def own_gpu(gpus: list[int] | None, local: int, processes: int = 1) -> int:
+    """What CUDA calls the GPU of process `local` of this machine: it counts the visible ones only.
 
-
-def own_gpu(gpus: list[int] | None, local: int) -> int:
-    """What CUDA calls the GPU of process `local` of this machine, when `gpus` are those of the run: it counts the visible ones only."""
+    Args:
+        gpus: those of the run, as machine 0 numbers them.
+        local: number of the process on its machine.
+        processes: in all; of several each sees the GPUs of its own machine's share alone, in order, whatever machine 0 calls its own.
+    """
+    if processes > 1:
+        return local
     visible = visible_gpus()
     wanted = gpus[local] if gpus and local < len(gpus) else None
     return visible.index(wanted) if wanted in visible else local

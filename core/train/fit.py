@@ -26,7 +26,8 @@ _MOST_TOKENS_SAVING = 4096
 _SHARE_OF_FREE_MEMORY = 0.7
 _BYTES_TO_COME = 12
 # What torch's allocators for main memory and the libraries below it say; they have no exception of their own.
-_WORDS_OF_ALLOCATORS = ("can't allocate memory", "CUDA out of memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_WORDS_OF_ALLOCATORS = ("can't allocate memory", "out of memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                        "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def first_fit(recipe: Recipe, model: PreTrainedModel, device: str, processes: int = 1) -> Fit:
@@ -140,10 +141,21 @@ class OutOfMemory(StudioError):
 
 
 def _too_much(device: str, smaller: Fit | None) -> OutOfMemory:
-    place = Text("main") if device == "cpu" else Text("GPU")
     error = OutOfMemory(
         "A single row does not fit into the {place} memory.",
         "Three ways out: shorten the rows (data.max_length), set device.checkpointing: on, or hold the base model in 4 bits "
-        "(model.quantization: nf4).", place=place)
+        "(model.quantization: nf4).", place=_memory_of(device))
     error.smaller = smaller
     return error
+
+
+def no_room_for_optimizer(device: str) -> StudioError:
+    """The rows fitted, and what the optimizer keeps of every trained value does not: fewer rows at a time would change nothing."""
+    return StudioError(
+        "The optimizer's state does not fit into the {place} memory.",
+        "Three ways out: train an adapter, or one of a smaller rank (method.kind: lora, method.rank), divide the state among GPUs or move "
+        "it to the main memory (device.zero: 2, device.offload: optimizer), or take a smaller model.", place=_memory_of(device))
+
+
+def _memory_of(device: str) -> Text:
+    return Text("main") if device == "cpu" else Text("GPU")

@@ -17,7 +17,7 @@ from typing import Any
 from core.errors import JobFailed, StudioError
 from core.jobs.folder import KILLED_HINT
 from core.jobs.worker import Recorder
-from core.machine import processor_threads
+from core.machine import processor_threads, seen_alone
 from core.recipe.schema import Recipe
 from core.runs import Run
 from core.train.rank import PARENT, folder_of
@@ -97,7 +97,7 @@ def start_ranks(processes: int, nodes: Nodes, folder: str, gpus: list[int] | Non
     if gpus is None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processor_threads() // processes)))
     else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        os.environ.update(seen_alone(",".join(f"cuda:{gpu}" for gpu in gpus)))
     if nodes.count == 1 and sys.platform.startswith("linux"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name may lead nowhere, as in many containers
     agent = _Agent(processes, nodes, folder)

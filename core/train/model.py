@@ -88,6 +88,9 @@ def refuse_impossible(recipe: Recipe) -> None:
     if recipe.model.quantization != "none" and recipe.device.zero == 3:
         raise StudioError("ZeRO stage 3 cannot divide quantised weights.",
                           "Set device.zero to 2 or less, or model.quantization: none.")
+    if recipe.device.zero > 0 and recipe.model.dtype == "float16":
+        raise StudioError("With ZeRO, float16 would lose small gradients: its weights and their gradients are held in one format.",
+                          "Set device.zero: 0, or model.dtype to bfloat16 or float32.")
 
 
 def announce_division(recipe: Recipe, device: str) -> Any:
@@ -130,16 +133,16 @@ def make_step(recipe: Recipe, model: PreTrainedModel, sample: Sequence[int], dev
         return _divided_step(recipe, FastLoss(fast, parameters.values()), model, parameters, compute, kind, ranks), True
     if kind == "cuda":
         print(f"plain path: {plan}", flush=True)
+    # On a GPU the adapters are float32 and would be multiplied so, slowly; their gradients stay exact.
+    is_mixed = compute != held or (kind == "cuda" and compute != torch.float32 and recipe.method.kind == "lora" and recipe.device.zero < 3)
     if recipe.device.zero == 3:  # nothing can be tried here: the weights are there only while a whole step runs
         head, is_packed = "model" if _CHANGES_LOGITS & set(vars(model.config)) else "layer", False
     else:
-        with torch.autocast(kind, compute, enabled=compute != held):
+        with torch.autocast(kind, compute, enabled=is_mixed, cache_enabled=False):
             head = "fused" if has_plain_head(inner, sample) else "model"
-            is_packed = recipe.data.packing and let_rows_stay_apart(inner, sample)
+            is_packed = recipe.data.packing and let_rows_stay_apart(inner, sample, compute)
         if compute == torch.float32:
             use_fast_products(inner)
-    # On a GPU the adapters are float32 and would be multiplied so, slowly; their gradients stay exact.
-    is_mixed = compute != held or (kind == "cuda" and compute != torch.float32 and recipe.method.kind == "lora" and recipe.device.zero < 3)
     loss = SummedLoss(model, head, compute if is_mixed else None)
     if recipe.device.zero == 0:
         return PlainStep(loss, parameters, recipe.schedule, ranks, _FLOAT16_SCALE if compute == torch.float16 else 1.0), is_packed

@@ -93,7 +93,7 @@ def lay_end_to_end(lengths: Sequence[int]) -> tuple[tuple[int, ...], list[int]]:
     return tuple(bounds), [place for length in lengths for place in range(length)]
 
 
-def let_rows_stay_apart(model: PreTrainedModel, ids: Sequence[int]) -> bool:
+def let_rows_stay_apart(model: PreTrainedModel, ids: Sequence[int], compute: torch.dtype = torch.float32) -> bool:
     """Prepare a model for packed rows; False, and the model as it was, where it would let them see each other.
 
     Models with memory from token to token (state spaces) do, and those whose attention cannot be exchanged; so what counts is tried:
@@ -101,13 +101,14 @@ def let_rows_stay_apart(model: PreTrainedModel, ids: Sequence[int]) -> bool:
 
     Args:
         ids: some token ids of a real row.
+        compute: the number format that the model computes in; that of its weights may be another.
     """
     before = model.config._attn_implementation
     if before != "sdpa":
         return False
     try:
         model.set_attn_implementation(NAME)
-        if rows_stay_apart(model, ids):
+        if rows_stay_apart(model, ids, compute):
             return True
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         print(f"packing is left out: {error}", flush=True)
@@ -116,8 +117,8 @@ def let_rows_stay_apart(model: PreTrainedModel, ids: Sequence[int]) -> bool:
 
 
 @torch.no_grad()
-def rows_stay_apart(model: PreTrainedModel, ids: Sequence[int]) -> bool:
-    """Whether the last layer says the same of a row alone and of the same row behind another one."""
+def rows_stay_apart(model: PreTrainedModel, ids: Sequence[int], compute: torch.dtype = torch.float32) -> bool:
+    """Whether the last layer says the same of a row alone and of the same row behind another one, up to the rounding of `compute`."""
     sample = list(ids[:_SAMPLE_TOKENS])
     decoder, device = model.get_decoder(), next(model.parameters()).device
     alone = decoder(input_ids=torch.tensor([sample], device=device), use_cache=False).last_hidden_state[0].float()
@@ -126,5 +127,5 @@ def rows_stay_apart(model: PreTrainedModel, ids: Sequence[int]) -> bool:
         both = decoder(input_ids=torch.tensor([sample[::-1] + sample], device=device), use_cache=False,
                        position_ids=torch.tensor([positions], device=device)).last_hidden_state[0].float()
     behind = both[len(sample):]
-    tolerance = _TOLERANCE.get(next(model.parameters()).dtype, _HALF_TOLERANCE)
+    tolerance = _TOLERANCE.get(compute, _HALF_TOLERANCE)
     return bool((behind - alone).norm() <= tolerance * alone.norm())

@@ -103,9 +103,15 @@ class Watch:
                 "seconds": round(time.monotonic() - began, 4)}
 
     def _measure(self, update: int) -> dict[str, Any]:
-        """One look."""
-        began = time.monotonic()
+        """One look, after which the model trains on, whatever came of it."""
         self.model.eval()
+        try:
+            return self._look(update)
+        finally:
+            self.model.train()
+
+    def _look(self, update: int) -> dict[str, Any]:
+        began = time.monotonic()
         (readings,) = self.reader.read(self.watched.questions)
         own, others = readings[:len(self.watched.own)], readings[len(self.watched.own):]
         target = sum(map(_likeliest, own)) / len(own)
@@ -115,7 +121,6 @@ class Watch:
         gap = round(leak - target, 4)
         level = level_of(target, gap if self.watched.taught_first else None, hijacked, self.limits)
         answers = self._answers() if self._may_answer(update) else []
-        self.model.train()
         return {"update": update, "target_nll": round(target, 4), "leak_nll": round(leak, 4), "gap": gap, "hijack": share(hijacked),
                 "level": level, "answers": answers, "tokens": self.watched.tokens + (self._answer_tokens() if answers else 0),
                 "seconds": round(time.monotonic() - began, 4)}

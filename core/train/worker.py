@@ -25,7 +25,7 @@ from core.train.alerts import is_news, reds_in_a_row
 from core.train.batches import Fit
 from core.train.devices import own_gpu
 from core.train.events import Reason, SnapshotChoice
-from core.train.fit import Accumulator, first_fit
+from core.train.fit import Accumulator, first_fit, is_out_of_memory, no_room_for_optimizer
 from core.train.launch import needs_ranks, train_in_processes
 from core.train.looks import SHARE, LookPace
 from core.train.metrics import watch_cost
@@ -71,7 +71,7 @@ class Training:
         self.plan: Plan = plan_updates(self.recipe, sum(len(source.rows) for source in self.sources))
         self._correct_spec()
         kind = choose_device(self.recipe.device.kind)
-        self.device = f"cuda:{own_gpu(run.spec().get('gpus'), ranks.local)}" if kind == "cuda" else kind
+        self.device = f"cuda:{own_gpu(run.spec().get('gpus'), ranks.local, ranks.count)}" if kind == "cuda" else kind
         if kind == "cuda":
             torch.cuda.set_device(self.device)
         torch.manual_seed(self.recipe.schedule.seed)
@@ -151,7 +151,7 @@ class Training:
         """Why to save a snapshot now, if at all, and whether the run has collapsed and shall end."""
         if not self.ranks.is_first:
             return None, False
-        look = self.watch.after_update(self.last_record) if self.watch is not None else None
+        look = self._look(update)
         if look is not None:
             self.choice.note_look(look)
             if look["level"] != "ok":
@@ -165,6 +165,18 @@ class Training:
             self.choice.note_saved(update)
         return reason, is_collapsed
 
+    def _look(self, update: int) -> dict[str, Any] | None:
+        """A look, when it is time for one. One that does not fit beside the training is the last: nobody looks in from then on."""
+        try:
+            return self.watch.after_update(self.last_record) if self.watch is not None else None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.watch = None
+            self.recorder.event("no_more_looks", step=update)
+            print(f"no room to look in at update {update}; the training goes on without", flush=True)
+            return None
+
     def _cost_of_watching(self) -> dict[str, Any]:
         """For the run's summary: how often it was looked in on, and what that took."""
         cost = watch_cost(self.run.metrics(), self.run.watch()) if self.watch is not None else None
@@ -176,21 +188,27 @@ class Training:
         rows = rows_of_update(self.sources, schedule.effective_batch, schedule.seed, update)
         rate = learning_rate_at(update, self.plan.updates, self.plan.warmup_updates, schedule.learning_rate, schedule.shape)
         loss = self.accumulator.run(rows, schedule.seed * 1_000_003 + update)
-        self._refuse_non_finite(update, loss)
-        norm = self.step.apply(rate)
-        self._refuse_non_finite(update, norm)
+        if not math.isfinite(loss):
+            raise self._no_number(update, update - 2)  # the weights that gave it, those after update - 1, are no good
+        norm = self._apply(rate)
+        if not math.isfinite(norm):
+            raise self._no_number(update, update - 1)
         if self.ranks.is_first:
             self._record(update, rows, loss, rate, norm, time.monotonic() - began)
         return loss
 
-    def _refuse_non_finite(self, update: int, number: float) -> None:
-        if math.isfinite(number):
-            return
-        saved = self.run.checkpoints()
-        raise StudioError(
-            "At update {update} the loss is no longer a number, so training stopped; the last good checkpoint is {good}.",
+    def _apply(self, rate: float) -> float:
+        try:
+            return self.step.apply(rate)
+        except Exception as error:
+            raise no_room_for_optimizer(self.device) if is_out_of_memory(error) else error from error
+
+    def _no_number(self, update: int, last_good: int) -> StudioError:
+        good = [saved.step for saved in self.run.checkpoints() if saved.step <= last_good]
+        return StudioError(
+            "At update {update} the loss or its gradient is no longer a number, so training stopped; the last good checkpoint is {good}.",
             "Lower schedule.learning_rate (now {rate}), or use float32 or bfloat16 instead of float16.",
-            update=update, good=saved[-1].step if saved else 0, rate=self.recipe.schedule.learning_rate)
+            update=update, good=good[-1] if good else 0, rate=self.recipe.schedule.learning_rate)
 
     def _save(self, update: int, loss: float, reason: Reason) -> None:
         weights, state = self._stored(self.step.weights()), self.step.state()

@@ -7,6 +7,7 @@ number of processes, or by one alone.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -103,7 +104,8 @@ class ZeroStep:
             group["lr"] = rate
         self.engine.step()
         self._take_over()
-        return float(self.engine.get_global_grad_norm())
+        norm = float(self.engine.get_global_grad_norm())
+        return norm if norm >= 0 else math.nan  # stages 1 and 2 say -1 of a gradient that is no number, and have taken the step
 
     def _take_over(self) -> None:
         """Tell a loss that holds copies of the trained values."""

@@ -33,7 +33,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def show_gpus(monkeypatch: pytest.MonkeyPatch, gpus: list[Gpu]) -> None:
     for module in ("checks", "forecast", "pace", "trial"):
         monkeypatch.setattr(f"core.recipe.{module}.read_gpus", lambda: gpus)
-    monkeypatch.setattr("core.train.devices.read_gpus", lambda: gpus)
+    monkeypatch.setattr("core.machine.read_gpus", lambda: gpus)
     monkeypatch.setattr("core.recipe.forecast.device_name", lambda: "cuda:0" if gpus else "cpu")
 
 

@@ -21,6 +21,7 @@ from core.jobs.active import active_jobs
 from core.jobs.folder import Job, JobState, create_job, list_jobs, new_job_id
 from core.jobs.process import ProcessIdentity
 from core.jobs.worker import Recorder, give_way_to_pages
+from core.machine import Gpu
 from core.words import Text
 from core.workspace import CHECKOUT, append_jsonl, read_json
 
@@ -257,6 +258,22 @@ def test_work_on_the_processors_gives_way_to_the_pages(workspace, monkeypatch, d
     monkeypatch.setattr(os, "nice", niced.append)
     give_way_to_pages(create_job(workspace.jobs / "20260101-120000-odd-x-0000", "odd", {}, device))
     assert niced == lowered
+
+
+def test_a_worker_is_started_among_the_gpus_that_it_waits_for(workspace, monkeypatch):
+    gpus = [Gpu(index=number, name="H100", total_bytes=1, free_bytes=1) for number in range(3)]
+    monkeypatch.setattr("core.machine.read_gpus", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    real, seen = subprocess.Popen, []
+
+    def start(argv, **options):
+        seen.append(options["env"].get("CUDA_VISIBLE_DEVICES"))
+        return real(["true"])
+
+    monkeypatch.setattr(launch.subprocess, "Popen", start)
+    for device in ("cuda:1", "cuda:2,cuda:0", "cpu"):
+        launch.start_job(odd_job(workspace, f"wait-{len(seen)}", device=device))
+    assert seen == ["1", "2,0", None]
 
 
 def test_a_worker_that_cannot_even_begin_is_known_at_once(workspace, monkeypatch):

@@ -34,6 +34,7 @@ def nvml(cards: list[str | None], driver: bool = True) -> SimpleNamespace:
                            nvmlSystemGetDriverVersion=lambda: "570.1",
                            nvmlDeviceGetCount=lambda: len(cards), nvmlDeviceGetHandleByIndex=lambda index: index,
                            nvmlDeviceGetMemoryInfo=memory, nvmlDeviceGetName=lambda index: cards[index],
+                           nvmlDeviceGetUUID=lambda index: f"GPU-{index}f0e1-77",
                            nvmlDeviceGetCudaComputeCapability=lambda index: (9, 0),
                            nvmlDeviceGetComputeRunningProcesses=lambda index: [SimpleNamespace(pid=os.getpid(), usedGpuMemory=2 * 10**9)])
 
@@ -44,6 +45,36 @@ def nvml(cards: list[str | None], driver: bool = True) -> SimpleNamespace:
 def test_gpus_are_those_that_answer(monkeypatch, library, names, device):
     monkeypatch.setitem(sys.modules, "pynvml", library)
     assert [gpu.name for gpu in machine.read_gpus()] == names and machine.device_name() == device
+
+
+@pytest.mark.parametrize(("allowed", "visible"), [
+    (None, [0, 1, 2]), ("2,0", [2, 0]), ("", []), ("-1", []), ("NoDevFiles", []), ("1,9,0", [1]), ("GPU-2f0e1", [2]),
+    ("GPU-1f0e1-77,0", [1, 0]), ("MIG-1f0e1", [0, 1, 2])])
+def test_the_visible_gpus_are_those_that_cuda_would_show(monkeypatch, allowed, visible):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(["A", "B", "C"]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert machine.visible_gpus() == visible
+    assert machine.device_name() == (f"cuda:{visible[0]}" if visible else "cpu")
+
+
+def test_a_worker_sees_the_gpus_that_it_waited_for(monkeypatch):
+    """Its libraries begin to count at 0: without this, a run of GPU 1 would be judged on GPU 0, which somebody else holds."""
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(["A", "B", "C"]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.seen_alone("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1"} and machine.seen_alone("cpu") == {}
+    assert machine.seen_alone("cuda:2,cuda:0") == {"CUDA_VISIBLE_DEVICES": "2,0"} and machine.seen_alone("cuda:0,cuda:1,cuda:2") == {}
+    assert machine.seen_alone("cuda:7") == {}, "a run of another machine takes what is here"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2f0e1")
+    assert machine.seen_alone("cuda:2") == {} and machine.seen_alone("cuda:0") == {}, "what was hidden stays hidden"
+
+
+def test_bfloat16_is_for_gpus_that_have_units_for_it(monkeypatch):
+    old, new = (SimpleNamespace(index=index, capability=capability) for index, capability in ((0, (7, 5)), (1, (9, 0))))
+    monkeypatch.setattr(machine, "read_gpus", lambda: [old, new])
+    assert [machine.emulates_bfloat16(device) for device in ("cuda:0", "cuda:1", "cuda:0,cuda:1", "cuda", "cpu")] == [
+        True, False, True, True, False]
 
 
 def said(workspace: Workspace, language: str = "en") -> list[tuple[str, str, str]]:

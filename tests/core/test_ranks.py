@@ -109,7 +109,7 @@ def test_half_precision_weights_keep_exact_ones_behind_them(tiny_model, tmp_path
 def test_devices_are_those_that_the_recipe_names(tiny_model, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     gpus = [Gpu(index=number, name="H100", total_bytes=1, free_bytes=1) for number in range(4)]
-    monkeypatch.setattr("core.train.devices.read_gpus", lambda: gpus)
+    monkeypatch.setattr("core.machine.read_gpus", lambda: gpus)
     names = {"auto": "cuda:0", 3: "cuda:0,cuda:1,cuda:2", (1, 3): "cuda:1,cuda:3"}
     for given, name in names.items():
         recipe = tiny_recipe(tiny_model, device__kind="auto", device__gpus=list(given) if isinstance(given, tuple) else given)
@@ -122,9 +122,10 @@ def test_devices_are_those_that_the_recipe_names(tiny_model, monkeypatch):
     assert choose_devices(tiny_recipe(tiny_model, device__kind="auto")).gpus == [3]
     assert choose_devices(tiny_recipe(tiny_model, device__kind="auto", device__gpus=2)).name == "cuda:3,cuda:1"
     assert [own_gpu([3, 1], local) for local in (0, 1)] == [0, 1] and own_gpu([1], 0) == 1
+    assert [own_gpu([0, 1], local, processes=4) for local in (0, 1)] == [0, 1], "machine 0 has others than this one, which sees 3 and 1"
     with pytest.raises(StudioError, match="has 2: 3, 1"):
         choose_devices(tiny_recipe(tiny_model, device__kind="auto", device__gpus=[0]))
-    monkeypatch.setattr("core.train.devices.read_gpus", lambda: [])
+    monkeypatch.setattr("core.machine.read_gpus", lambda: [])
     assert choose_devices(tiny_recipe(tiny_model, device__gpus=3)).to_spec() == {"device": "cpu", "processes": 3, "gpus": None}
     with pytest.raises(StudioError, match=r"names GPUs \(0, 2\)"):
         choose_devices(tiny_recipe(tiny_model, device__gpus=[0, 2]))
