@@ -7,6 +7,7 @@ adds an offload, of the optimizer's state or of all.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -48,10 +49,15 @@ def main(model: Path, out: Path, stages: list[str], dtype: str, kinds: list[str]
             step, is_packed = make_step(recipe, prepare_model(recipe, model, "cpu"), rows_for(model, 0)[0].ids, "cpu", ranks)
             if state:
                 step.restore(state, update)
-            loss = Accumulator(step, ranks, Fit(8192, 2), 2, "cpu", is_packed).run(rows_for(model, update), update)
+            accumulator = Accumulator(step, ranks, Fit(8192, 2), 2, "cpu", is_packed)
+            loss = accumulator.run(rows_for(model, update), update)
             numbers.append([loss, step.apply(RATE)])
             state = ranks.told_by_first({name: value.clone() for name, value in step.state()})
             weights = {name: value.clone() for name, value in step.weights()}
+            if ranks.index == ranks.count - 1:  # only one of them has the gradient that is no number; all must hear of it
+                next(iter(step.parameters.values())).register_hook(lambda gradient: gradient * math.inf)
+            accumulator.run(rows_for(model, update), update)
+            assert not math.isfinite(step.apply(RATE)), (stage, kind)
         if ranks.is_first:
             assert all(torch.equal(weights[name].float(), state[f"parameter.{name}"]) for name in weights)
             save_file(state, out / f"{kind}.safetensors")
