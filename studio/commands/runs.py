@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated
 
@@ -56,7 +60,8 @@ def train(recipe: Annotated[str, typer.Argument(help="A preset, a recipe of the 
     if nodes > 1:
         _check_nodes(nodes, rank, host)
         if rank > 0:
-            raise typer.Exit(join_training(place, adapted_recipe, nodes, rank, host))
+            with on_slurms_notice(lambda: None):  # machine 0 hears it too, and its end is the end of all
+                raise typer.Exit(join_training(place, adapted_recipe, nodes, rank, host))
     trial = measure_first(place, adapted_recipe) if measure and nodes == 1 else None
     if trial is not None and not json:
         say(f"{trial.id} measures it first; `sweetspot recipe estimate` then says how long it will take.")
@@ -64,8 +69,22 @@ def train(recipe: Annotated[str, typer.Argument(help="A preset, a recipe of the 
     if not json:
         say(f"{run.id} runs by itself; closing this window does not stop it.")
     if wait:
-        follow(run, is_silent=json)
+        with on_slurms_notice(run.request_stop):
+            follow(run, is_silent=json)
     _print_run(run, json)
+
+
+@contextmanager
+def on_slurms_notice(do: Callable[[], object]) -> Iterator[None]:
+    """Under Slurm, TERM says that the time is nearly up: `do` something, and stay, as all that Slurm started ends with this process."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: do())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _gpus(given: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from core.train.script import Cluster, launch_script
+from studio.commands.runs import on_slurms_notice
 
 
 @pytest.fixture
@@ -52,3 +54,16 @@ def test_slurm_starts_it_once_on_every_node(workspace, pretenders):
                                       "--rank", "1", "--host", "node7:29500"]
     one = launch_script("slurm", workspace, "mine", [], Cluster(2))
     assert said(one, pretenders) == [str(workspace.root), "train", "mine", "--gpus", "2"]
+
+
+def test_slurms_notice_is_heard_and_does_not_end_who_hears_it(monkeypatch):
+    """Without this the command would end at once, and Slurm would kill the training with it before it has saved."""
+    said: list[str] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    before = signal.getsignal(signal.SIGTERM)
+    with on_slurms_notice(lambda: said.append("stop and save")):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert said == ["stop and save"] and signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with on_slurms_notice(lambda: said.append("elsewhere")):
+        assert signal.getsignal(signal.SIGTERM) == before
