@@ -1,8 +1,11 @@
-"""What a training does when numbers or memory give out; most of it happens on a GPU only, and is brought about here."""
+"""What a training does when numbers or memory give out, and what writing it down costs. Most of it shows on a GPU only, and is
+brought about here."""
 
 from __future__ import annotations
 
 import math
+import statistics
+import time
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from core.train.fit import is_out_of_memory
 from core.train.model import make_step, prepare_model, refuse_impossible
 from core.train.update import language_model
 from core.train.worker import Training
+from core.workspace import read_json
 from tests.core.conftest import save_tiny_dataset, tiny_recipe
 
 
@@ -116,3 +120,29 @@ def test_float16_is_refused_where_its_gradients_could_not_be_scaled(tiny_model):
     refuse_impossible(tiny_recipe(tiny_model, model__dtype="float16"))
     with pytest.raises(StudioError, match="float16 would lose small gradients"):
         refuse_impossible(tiny_recipe(tiny_model, model__dtype="float16", device__zero=1))
+
+
+def test_recording_takes_less_than_a_hundredth_of_the_shortest_update(workspace, tiny_model, monkeypatch):
+    """The shortest is the course's on an H100, 0.25 s (docs/speed.md). Counted in the processor's time: other programs shall not decide."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("core.jobs.worker.PROGRESS_SECONDS", 0.0)  # the state is written at every update, as when one takes so long
+    save_tiny_dataset(workspace)
+    run = create_run(workspace, tiny_recipe(tiny_model, schedule__updates=25, snapshots__count=1, log__to="wandb"), "recorded")
+    training = Training(workspace, run, Recorder(run, run.state()))
+    spent: dict[str, list[float]] = {}
+
+    def timed(name: str, work):
+        def call(*args):
+            began = time.thread_time()
+            result = work(*args)
+            spent.setdefault(name, []).append(time.thread_time() - began)
+            return result
+        return call
+
+    training._record = timed("record", training._record)
+    training.recorder.progress = timed("progress", training.recorder.progress)
+    training.recorder.stop_requested = timed("stop", training.recorder.stop_requested)
+    training.run_to_end()
+    assert {name: len(times) for name, times in spent.items()} == {"record": 25, "progress": 25, "stop": 25}
+    assert read_json(run.folder / "state.json")["progress"]["done"] == 25
+    assert sum(map(statistics.median, spent.values())) < 0.01 * 0.25
