@@ -28,10 +28,10 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "n
          "vocab_size": VOCABULARY, "max_position_embeddings": 64}
 
 
-def make_model(family: str = "llama", targets: list[str] = ALL, rank: int = 5, **lora):
+def make_model(family: str = "llama", targets: list[str] = ALL, rank: int = 5, sizes: dict[str, int] = SIZES, **lora):
     """A tiny model whose adapters and biases are not at zero, where mistakes would hide."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**SIZES))
+    model = LlamaForCausalLM(LlamaConfig(**sizes)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**SIZES))
     model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM", **lora))
     for name, parameter in model.named_parameters():
         if "lora_B" in name or name.endswith("bias"):
@@ -253,3 +253,20 @@ def test_how_the_weights_are_held_follows_recipe_and_gpu(monkeypatch, sections, 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10**9, 10**9))
     assert plan_fast(recipe_for(**sections), make_model().to(torch.bfloat16), "cuda") == plan
+
+
+@pytest.mark.parametrize(("size", "taken"), [(12, False), (100, False), (512, False), (8, True), (64, True)])
+def test_heads_that_the_kernels_cannot_take_are_left_to_the_plain_path(monkeypatch, size, taken) -> None:
+    """On a GPU they would end the run at its first update: Triton compiles no block that is not a power of two."""
+    monkeypatch.setattr(choose, "_unfit_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    plan = plan_fast(recipe_for(), make_model(sizes={**SIZES, "head_dim": size}).to(torch.bfloat16), "cuda")
+    assert isinstance(plan, FastPlan) if taken else str(size) in str(plan)
+
+
+def test_widths_that_fp8_cannot_take_are_multiplied_exactly(monkeypatch) -> None:
+    monkeypatch.setattr(choose, "_unfit_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    fast = recipe_for(device={"speed": "fast"})
+    plans = [plan_fast(fast, make_model(sizes={**SIZES, "intermediate_size": size}).to(torch.bfloat16), "cuda") for size in (48, 40)]
+    assert plans == [FastPlan("fp8", False), FastPlan("exact", False)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from core.recipe.schema import Recipe
 from core.train.fast.group import Storage
@@ -17,6 +18,9 @@ from core.words import Text
 _FAMILIES = ("llama", "mistral", "qwen2")
 _ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _AMPERE, _HOPPER = (8, 0), (9, 0)
+# Triton's blocks are powers of two, and so is half a head where queries and keys are rotated; attention's kernels end at 256.
+_HEAD_SIZES = (8, 16, 32, 64, 128, 256)
+_FP8_MULTIPLE = 16
 # Widening 4-bit weights for good must leave this share of the free memory to activations and gradients.
 _LEFT_FOR_ACTIVATIONS = 0.5
 
@@ -49,7 +53,7 @@ def plan_fast(recipe: Recipe, model: nn.Module, device: str, compute: torch.dtyp
     if reason is not None:
         return reason
     recompute = recipe.device.checkpointing == "on"
-    if recipe.device.speed == "fast" and torch.cuda.get_device_capability(device) >= _HOPPER:
+    if recipe.device.speed == "fast" and torch.cuda.get_device_capability(device) >= _HOPPER and _suits_fp8(model):
         return FastPlan("fp8", recompute)
     if recipe.model.quantization == "nf4" and (recompute or not _fits_widened(model, device)):
         return FastPlan("nf4", recompute)
@@ -85,11 +89,26 @@ def _unfit_model(recipe: Recipe, model: nn.Module) -> Text | None:
     window = getattr(config, "sliding_window", None)
     if window is not None and window < recipe.data.max_length:
         return Text("the model's attention reaches back {window} tokens only", window=window)
+    head = _head_size(config)
+    if head not in _HEAD_SIZES:
+        return Text("its kernels want attention heads of 8, 16, 32, 64, 128 or 256 values, and the model's have {size}", size=head)
     if base.get_output_embeddings().bias is not None:
         return Text("the model's output head has a bias")
     others = [name for name, parameter in model.named_parameters()
               if parameter.requires_grad and not any(f".{layer}.lora_" in name for layer in _ADAPTED)]
     return Text("{name} is trained too, which it cannot", name=others[0]) if others else None
+
+
+def _head_size(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _suits_fp8(model: nn.Module) -> bool:
+    """Whether FP8 products can take every layer: both sides of a weight, and of weights side by side, in sixteens."""
+    config = language_model(model).config
+    sizes = (config.hidden_size, config.intermediate_size, _head_size(config) * config.num_attention_heads,
+             _head_size(config) * config.num_key_value_heads)
+    return all(size % _FP8_MULTIPLE == 0 for size in sizes)
 
 
 def _fits_widened(model: nn.Module, device: str) -> bool:
