@@ -139,6 +139,11 @@ def read_deltas(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]
     return deltas
 
 
+def layer_sizes(linear: torch.nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer; GPT-2's kind (Conv1D) tells them by its weight alone, which is (in, out)."""
+    return (linear.in_features, linear.out_features) if hasattr(linear, "in_features") else tuple(linear.weight.shape)
+
+
 def stack_adapters(model: PreTrainedModel, adapters: Sequence[Adapter]) -> Routing:
     """Put all adapters into `model`, in place; the returned routing says which row uses which.
 
@@ -152,13 +157,14 @@ def stack_adapters(model: PreTrainedModel, adapters: Sequence[Adapter]) -> Routi
         linear = modules.get(name)
         pairs = [deltas.get(name) for deltas in all_deltas]
         shape = next(pair for pair in pairs if pair is not None)
-        if linear is None or shape[0].shape[0] != linear.in_features or shape[1].shape[1] != linear.out_features:
+        wide, out = (0, 0) if linear is None else layer_sizes(linear)
+        if shape[0].shape[0] != wide or shape[1].shape[1] != out:
             raise StudioError("The adapter does not fit this base model: layer {layer} is missing or has another shape.",
                               "Load the adapter over the base model it was trained on; its run's recipe names it.", layer=name)
         rank = max(pair[0].shape[1] for pair in pairs if pair is not None)
         weight_dtype = torch.float32 if not linear.weight.dtype.is_floating_point else linear.weight.dtype
-        a = torch.zeros(len(pairs), linear.in_features, rank, dtype=weight_dtype, device=linear.weight.device)
-        b = torch.zeros(len(pairs), rank, linear.out_features, dtype=weight_dtype, device=linear.weight.device)
+        a = torch.zeros(len(pairs), wide, rank, dtype=weight_dtype, device=linear.weight.device)
+        b = torch.zeros(len(pairs), rank, out, dtype=weight_dtype, device=linear.weight.device)
         for slot, pair in enumerate(pairs):
             if pair is not None:
                 own_rank = pair[0].shape[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from core.chat.stacked import Adapter, read_deltas
+from core.chat.stacked import Adapter, read_adapter_config, read_deltas
 from core.errors import StudioError
 from core.merge.quantized import Requantizer
 from core.models.header import read_config
@@ -49,7 +49,8 @@ def merge_weights(base: Path, adapter: Adapter, target: Path, dtype: str, on_ten
         # Head and embedding were one matrix. The adapter changed the head alone, so they part.
         sources[_HEAD] = next(tensor for name, tensor in stored.items() if name.endswith(_EMBEDDING))
         config["tie_word_embeddings"] = False
-    _check_layers(deltas, sources)
+    is_turned = bool(deltas) and bool(read_adapter_config(adapter.folder).get("fan_in_fan_out"))  # GPT-2 holds (in, out)
+    _check_layers(deltas, sources, is_turned)
 
     def value(name: str) -> torch.Tensor:
         weight = sources[name].read()
@@ -58,7 +59,8 @@ def merge_weights(base: Path, adapter: Adapter, target: Path, dtype: str, on_ten
             weight = requantizer.apply(name, weight)
         pair = deltas.get(name.removesuffix(".weight"))
         if pair is not None:
-            weight = torch.addmm(weight.float(), pair[1].float().T, pair[0].float().T)
+            a, b = pair[0].float(), pair[1].float()
+            weight = torch.addmm(weight.float(), a, b) if is_turned else torch.addmm(weight.float(), b.T, a.T)
         return _round(name, weight, wanted)
 
     entries = {name: Entry(name, _wanted(tensor.entry.dtype, dtype), tensor.entry.shape) for name, tensor in sources.items()}
@@ -69,10 +71,11 @@ def merge_weights(base: Path, adapter: Adapter, target: Path, dtype: str, on_ten
     return len(touched | (requantizer.names & sources.keys() if requantizer else set()))
 
 
-def _check_layers(deltas: dict[str, tuple[torch.Tensor, torch.Tensor]], sources: dict[str, Stored]) -> None:
+def _check_layers(deltas: dict[str, tuple[torch.Tensor, torch.Tensor]], sources: dict[str, Stored], is_turned: bool) -> None:
     for module, (a, b) in sorted(deltas.items()):
         tensor = sources.get(f"{module}.weight")
-        if tensor is None or tensor.entry.shape != (b.shape[1], a.shape[0]):
+        shape = (a.shape[0], b.shape[1]) if is_turned else (b.shape[1], a.shape[0])
+        if tensor is None or tensor.entry.shape != shape:
             raise StudioError("The adapter does not fit this base model: layer {layer} is missing or has another shape.",
                               "Load the adapter over the base model it was trained on; its run's recipe names it.", layer=module)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from core.errors import StudioError
@@ -15,6 +16,9 @@ from core.machine import processor_threads
 from core.models.check import check_model
 from core.models.header import HEAD_NAMES
 
+# Of state spaces (Mamba), the layers whose weights the model's kernels read past the layer: an adapter over them would do nothing.
+_STATE_SPACES = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+_READ_PAST = ("out_proj", "dt_proj")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -88,8 +92,9 @@ def keep_freed_memory() -> None:
 
 
 def linear_targets(model: PreTrainedModel) -> list[str]:
-    """Last names of every linear layer except output heads; what `targets: all-linear` means."""
+    """Last names of every linear layer except output heads; what `targets: all-linear` means. GPT-2's kind of layer (Conv1D) is one too."""
     head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules()
-             if isinstance(module, torch.nn.Linear) and module is not head and name.rsplit(".", 1)[-1] not in HEAD_NAMES]
-    return sorted({name.rsplit(".", 1)[-1] for name in names})
+    left_out = {*HEAD_NAMES, *(_READ_PAST if model.config.model_type in _STATE_SPACES else ())}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules()
+             if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head}
+    return sorted(names - left_out)
