@@ -113,8 +113,10 @@ os.system('touch pwned')
 # How people break a recipe by hand: the text after `# narrow`, the line of the fault counted from there, the field.
 HAND_MADE = {
     "type": ("  rank: many", "method.rank"), "1e-4 in quotes": ("schedule:\n  learning_rate: '1e-4'", "schedule.learning_rate"),
-    "no": ("method:\n  rslora: no", "method.rslora"), "tab": ("method:\n\trank: 4", ""), "twice": ("title: a\ntitle: b", "title"),
-    "anchor": ("title: &a " + "x" * 100_000 + "\ndata: *a", ""), "tag": ("title: !!python/object/apply:os.system ['touch pwned']", ""),
+    "no": ("method:\n  rslora: no", "method.rslora"), "tab": ("method:\n\trank: 4", "method.rank"),
+    "twice": ("title: a\ntitle: b", "title"),
+    "anchor": ("title: &a " + "x" * 100_000 + "\ndata: *a", "(title)"),
+    "tag": ("schedule:\n  # fast\n  updates: !!python/object/apply:os.system ['touch pwned']", "schedule.updates"),
     "unknown": ("method:\n  rnak: 4", "method.rnak"),
 }
 
@@ -141,7 +143,7 @@ def test_ten_megabytes_are_refused_at_once_and_kept(workspace: Workspace, sweets
     path.write_text(whole, encoding="utf-8")
     assert path.stat().st_size > 10 * LARGEST_BYTES
     code, out, err = sweetspot("recipe", "check", "huge")
-    assert (code, out) == (2, "") and "far too large for a recipe" in err
+    assert (code, out) == (2, "") and "huge.yaml, line 111112 (title): This is far too large for a recipe" in err
     assert path.stat().st_size == len(whole)
 
 
