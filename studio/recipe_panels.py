@@ -77,6 +77,8 @@ def _draw_forecast(known: Forecast, is_by_events: bool) -> None:
     steps = (", ".join(map(str, plan.snapshot_steps)) if len(plan.snapshot_steps) <= 40 else
              t_plainly("recipe.steps_shortened", first=", ".join(map(str, plan.snapshot_steps[:6])), last=plan.snapshot_steps[-1]))
     st.caption(t("recipe.snapshots_by_events" if is_by_events else "recipe.snapshots_at", count=len(plan.snapshot_steps), steps=steps))
+    if known.tokens is not None:
+        st.caption(t("recipe.tokens", tokens=f"{known.tokens:,}", trained=f"{known.trained_tokens:,}", longest=known.longest_tokens))
     if len(known.sources) > 1:
         names = ("dataset", "share", "rows", "times_seen")
         st.dataframe([dict(zip((t_plainly(f"recipe.column_{name}") for name in names), (

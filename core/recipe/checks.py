@@ -116,6 +116,7 @@ def _model(workspace: Workspace, recipe: Recipe) -> Iterator[Finding]:
         base = find_local_base(workspace, source)
         if base is None:
             yield _not_here_yet(source)
+            yield from check_zero(recipe, None, 0)
             return
         header = read_header(base)
         if recipe.method.kind == "lora" and lora_parameters(base, recipe) == 0:

@@ -127,6 +127,23 @@ def test_what_a_gpu_cannot_do(workspace: Workspace, recipe: Recipe, monkeypatch:
     assert code in found if code else found == []
 
 
+def test_the_gpus_that_the_recipe_names_are_looked_at(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first card is new, the second is old and full of others."""
+    show_gpus(monkeypatch, [Gpu(index=index, name=f"card {index}", total_bytes=10**10, free_bytes=10**10, capability=capability)
+                            for index, capability in enumerate([(9, 0), (5, 2)])])
+    monkeypatch.setattr("core.recipe.device_checks.gpu_users", lambda index: [GpuUser(pid=41, name="python", used_bytes=3 * 10**9)] * index)
+    for gpus, expected in (([0], set()), ("auto", set()), ([1], {"no_bf16", "old_gpu", "gpu_shared"}),
+                           (2, {"no_bf16", "old_gpu", "gpu_shared"})):
+        found = codes(workspace, recipe, device__kind="auto", model__dtype="bfloat16", model__quantization="nf4", device__gpus=gpus)
+        assert {"no_bf16", "old_gpu", "gpu_shared"} & set(found) == expected, gpus
+
+
+def test_zero_is_explained_before_the_model_is_here(workspace: Workspace, recipe: Recipe) -> None:
+    found = {finding.code: finding for finding in check_recipe(workspace, change_recipe(
+        recipe, {"model.source": "nobody/has-this-one", "device.zero": 2}))}
+    assert "nobody to divide with: it would use more memory" in str(found["zero_alone"].text) and "to_fetch" in found
+
+
 def test_zero_on_one_gpu_is_explained_with_a_number(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**10)])
     alone = change_recipe(recipe, {"device.kind": "auto", "model.dtype": "auto", "method.kind": "full", "schedule.learning_rate": 1e-5,
@@ -142,10 +159,10 @@ def test_what_does_not_fit_and_who_else_is_there(workspace: Workspace, recipe: R
     show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=3 * 10**6)])
     assert "much_memory" in codes(workspace, recipe, **on_gpu, device__micro_batch=4)
     show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**10)])
-    monkeypatch.setattr("core.recipe.device_checks.gpu_users", lambda: [GpuUser(pid=41, name="python", used_bytes=3 * 10**9)])
+    monkeypatch.setattr("core.recipe.device_checks.gpu_users", lambda index: [GpuUser(pid=41, name="python", used_bytes=3 * 10**9)])
     shared = next(found for found in check_recipe(workspace, change_recipe(recipe, {"device.kind": "auto", "model.dtype": "auto"}))
                   if found.code == "gpu_shared")
-    assert "python (pid 41, 3.0 GB)" in str(shared.text)
+    assert "python (pid 41, 3.0 GB)" in str(shared.text) and shared.field == "device.gpus"
 
 
 def test_a_package_that_is_missing(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +206,7 @@ def test_who_holds_the_device(workspace: Workspace, recipe: Recipe) -> None:
     job = create_job(workspace.jobs / "20260101-120000-judge-x-0001", "judge", {})
     job.write_state(JobState(kind="judge", state="running", created=1.0, process=ProcessIdentity.own()))
     busy = check_recipe(workspace, recipe)[0]
-    assert busy.code == "busy" and job.id in str(busy.text)
+    assert (busy.code, busy.field) == ("busy", "device.kind") and job.id in str(busy.text)
 
 
 def test_no_model_is_fetched_to_look_at_it(workspace: Workspace, tiny_model: Path) -> None:
@@ -226,6 +243,11 @@ def test_time_and_memory_come_from_the_newest_run_like_it(workspace: Workspace, 
     made(4, recipe, 1.0, state="failed")
     made(5, recipe, 1.0, device="cuda:0")
     (workspace.runs / "20260106-120000-broken").mkdir()
+    for changes in ({"data.max_length": 128}, {"data.packing": True}, {"schedule.effective_batch": 64}, {"method.targets": ["q_proj"]},
+                    {"device.micro_batch": 1}):
+        assert forecast(workspace, change_recipe(recipe, changes)).basis == "arithmetic", f"its memory is another's: {changes}"
+    longer = change_recipe(recipe, {"schedule.updates": 99, "schedule.learning_rate": 1e-3, "snapshots.count": 3, "title": "x"})
+    assert forecast(workspace, longer).measured_on == wanted
     known = forecast(workspace, recipe)
     assert known.measured_on == wanted and known.memory_bytes == 4 * 10**6
     assert known.tokens and known.seconds == pytest.approx(known.tokens / 100)
