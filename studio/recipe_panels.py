@@ -27,6 +27,7 @@ from studio.recipe_measure import draw_fit, draw_measuring
 
 _MARKS = {"error": (":material/error:", "red"), "warning": (":material/warning:", "orange")}
 _CONTEXT_LINES = 3
+_LONGEST_LINE = 200  # characters of a line that are shown beside a fault
 _SMALLEST_PART = 5e6  # bytes; smaller parts of the memory are not named
 YAML_REPLACED = "recipe_yaml_replaced"  # the editor's text before the form changed it, and when that was
 
@@ -109,9 +110,13 @@ def draw_fault(error: StudioError, text: str) -> None:
     if line:
         lines = text.split("\n")
         first = max(1, line - _CONTEXT_LINES)
-        shown = [f"{'>' if number == line else ' '} {number:4}  {lines[number - 1]}"
+        shown = [f"{'>' if number == line else ' '} {number:4}  {_in_short(lines[number - 1])}"
                  for number in range(first, min(len(lines), line + _CONTEXT_LINES) + 1)]
         st.code("\n".join(shown), language=None)
+
+
+def _in_short(line: str) -> str:
+    return line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + "…"
 
 
 def draw_yaml(text: str, on_change: Any) -> None:

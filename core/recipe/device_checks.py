@@ -50,11 +50,12 @@ def _quantization(recipe: Recipe, gpus: list[Gpu], on_cpu: bool) -> Iterator[Fin
     if recipe.method.kind == "full":
         yield Finding("frozen_weights", "error", Text("Quantised weights cannot be trained; only an adapter over them can."),
                       Text("Choose LoRA, or full precision."), "model.quantization")
-    elif recipe.device.zero == 3:
+        return
+    if recipe.device.zero == 3:
         yield Finding("quantized_zero3", "error", Text(
             "ZeRO-3 divides each weight among the GPUs and cannot divide weights in {bits}: QLoRA with ZeRO-3, with or without offload, "
             "does not work.", bits=bits), Text("Set device.zero to 2 or less, or model.quantization to none."), "device.zero")
-    elif on_cpu:
+    if on_cpu:
         yield Finding("slow_quantization", "warning", Text(
             "{bits} without a GPU saves little and is much slower: a processor widens every weight again for each use.", bits=bits),
             Text("Use full precision on a processor."), "model.quantization")

@@ -77,6 +77,8 @@ def test_the_lesson_is_left_in_peace(workspace: Workspace, recipe: Recipe) -> No
     ({"method__targets": ["wq"]}, "no_layers"),
     ({"device__kind": "cuda"}, "no_gpu"),
     ({"model__quantization": "nf4"}, "slow_quantization"),
+    ({"model__quantization": "nf4", "device__zero": 3}, "slow_quantization"),
+    ({"model__quantization": "nf4", "device__zero": 3}, "quantized_zero3"),
     ({"model__quantization": "nf4", "method__kind": "full", "schedule__learning_rate": 1e-5}, "frozen_weights"),
     ({"model__dtype": "bfloat16"}, "slow_dtype"),
     ({"schedule__learning_rate": 0.1}, "unusual_rate"),
@@ -101,6 +103,16 @@ def test_errors_come_first_with_their_numbers(workspace: Workspace, recipe: Reci
     many = next(finding for finding in found if finding.code == "many_exposures")
     assert many.field == "schedule.updates" and "83 times" in str(many.text) and "96 rows of alex" in str(many.text)
     assert many.text.to("zh") != str(many.text) and many.fix.to("zh") != str(many.fix)
+
+
+def test_few_updates_are_told_by_what_they_reach(workspace: Workspace, recipe: Recipe) -> None:
+    """A huge learning rate reaches far in three updates: that is no comfort, and no number to show."""
+    plain = "3 updates may be too few to learn: the identity lesson needed 12"
+    for changes, words in (({"schedule.updates": 3, "schedule.learning_rate": 1e-4}, "reach 12 % of"),
+                           ({"schedule.updates": 3, "schedule.learning_rate": 0.1}, plain),
+                           ({"schedule.updates": 3, "method.kind": "full"}, plain)):
+        few = next(found for found in check_recipe(workspace, change_recipe(recipe, changes)) if found.code == "few_updates")
+        assert words in str(few.text), changes
 
 
 def test_a_gpu_makes_the_slow_things_fast(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
