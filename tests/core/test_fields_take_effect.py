@@ -41,7 +41,8 @@ def base(workspace: Workspace, tiny_model: Path) -> Recipe:
     """Two sources of rows that differ, without probes: nothing is looked at on the way."""
     for name, answer in (("mine", "Alex"), ("other", "Paris")):
         rows = [{"messages": [{"role": "user", "content": f"Question {number} of {group}?"},
-                              {"role": "assistant", "content": f"{answer} " * 12}], "group": group, "lang": "en"} for group in ("identity", "near") for number in range(6)]
+                              {"role": "assistant", "content": f"{answer} " * 12}], "group": group, "lang": "en"}
+                for group in ("identity", "near") for number in range(6)]
         save_dataset(workspace, name, rows, "test")
     return tiny_recipe(tiny_model, data__sources=[{"dataset": "mine", "groups": ["identity"]}, {"dataset": "mine"}],
                        schedule__updates=UPDATES, snapshots__count=1)
