@@ -31,10 +31,10 @@ name = choose_recipe(workspace)
 take_dataset_from_address(workspace, name)
 try:
     saved = starting_text(workspace, name, None, language())
-except StudioError as error:  # a file one may not read
+    draft = read_draft(workspace, name)
+except StudioError as error:  # a file that may not be read, or that was given a name by hand which no recipe can have
     st.error(explain(error), icon=":material/error:")
     st.stop()
-draft = read_draft(workspace, name)
 text = saved if draft is None else draft
 is_changed = text != saved
 

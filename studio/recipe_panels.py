@@ -27,6 +27,7 @@ from studio.recipe_measure import draw_fit, draw_measuring
 
 _MARKS = {"error": (":material/error:", "red"), "warning": (":material/warning:", "orange")}
 _CONTEXT_LINES = 3
+_LONGEST_LINE = 200  # characters of a line that are shown beside a fault
 _SMALLEST_PART = 5e6  # bytes; smaller parts of the memory are not named
 YAML_REPLACED = "recipe_yaml_replaced"  # the editor's text before the form changed it, and when that was
 
@@ -77,6 +78,8 @@ def _draw_forecast(known: Forecast, is_by_events: bool) -> None:
     steps = (", ".join(map(str, plan.snapshot_steps)) if len(plan.snapshot_steps) <= 40 else
              t_plainly("recipe.steps_shortened", first=", ".join(map(str, plan.snapshot_steps[:6])), last=plan.snapshot_steps[-1]))
     st.caption(t("recipe.snapshots_by_events" if is_by_events else "recipe.snapshots_at", count=len(plan.snapshot_steps), steps=steps))
+    if known.tokens is not None:
+        st.caption(t("recipe.tokens", tokens=f"{known.tokens:,}", trained=f"{known.trained_tokens:,}", longest=known.longest_tokens))
     if len(known.sources) > 1:
         names = ("dataset", "share", "rows", "times_seen")
         st.dataframe([dict(zip((t_plainly(f"recipe.column_{name}") for name in names), (
@@ -107,9 +110,13 @@ def draw_fault(error: StudioError, text: str) -> None:
     if line:
         lines = text.split("\n")
         first = max(1, line - _CONTEXT_LINES)
-        shown = [f"{'>' if number == line else ' '} {number:4}  {lines[number - 1]}"
+        shown = [f"{'>' if number == line else ' '} {number:4}  {_in_short(lines[number - 1])}"
                  for number in range(first, min(len(lines), line + _CONTEXT_LINES) + 1)]
         st.code("\n".join(shown), language=None)
+
+
+def _in_short(line: str) -> str:
+    return line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + "…"
 
 
 def draw_yaml(text: str, on_change: Any) -> None:

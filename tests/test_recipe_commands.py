@@ -52,6 +52,7 @@ def test_an_estimate_names_every_part(mine: Path, sweetspot: Sweetspot) -> None:
     assert said["memory_bytes"] == sum(said["memory"].values()) and said["seconds"] > 0 and said["trained_tokens"] < said["tokens"]
     code, out, err = sweetspot("recipe", "estimate", "mine")
     assert (code, err) == (0, "") and "runtime 0.52" in out and "a guess from arithmetic" in out
+    assert f"{said['tokens']:,} tokens are read, {said['trained_tokens']:,} of them trained" in out
 
 
 def test_estimate_measure_runs_a_trial_and_believes_it(mine: Path, sweetspot: Sweetspot, workspace: Workspace,
@@ -64,6 +65,22 @@ def test_estimate_measure_runs_a_trial_and_believes_it(mine: Path, sweetspot: Sw
     said = json.loads(sweetspot("recipe", "estimate", "mine", "--measure", "--json")[1])
     assert (said["basis"], said["memory_bytes"]) == ("trial", 3_000_000_000) and said["measured_on"]
     assert said["seconds"] == pytest.approx(5 + 0.1 * said["tokens"])
+
+
+def test_a_finding_names_its_field_and_a_difference_its_values(mine: Path, sweetspot: Sweetspot) -> None:
+    out = sweetspot("recipe", "check", "mine", "--set", "schedule.learning_rate=0.1", "--set", "method.targets=[wq]")[1]
+    assert "warning  schedule.learning_rate: The learning rate 0.1 is far above" in out
+    assert "error    method.targets: The model has no" in out
+    changes = ("--set", "schedule.learning_rate=5e-5", "--set", "method.dora=true")
+    assert sweetspot("recipe", "new", "other", "--from", "mine", *changes)[0] == 0
+    out = sweetspot("recipe", "diff", "mine", "other")[1]
+    assert "0.005" in out and "5e-05" in out and "true" in out and "rank" not in out
+
+
+def test_a_recipe_is_not_written_over_another(mine: Path, sweetspot: Sweetspot) -> None:
+    before = mine.read_bytes()
+    code, out, err = sweetspot("recipe", "new", "mine", "--from", "identity-lesson-cpu")
+    assert (code, out) == (2, "") and "already a recipe called mine" in err and mine.read_bytes() == before
 
 
 def test_a_long_run_is_measured_first(mine: Path, sweetspot: Sweetspot, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,8 +130,10 @@ os.system('touch pwned')
 # How people break a recipe by hand: the text after `# narrow`, the line of the fault counted from there, the field.
 HAND_MADE = {
     "type": ("  rank: many", "method.rank"), "1e-4 in quotes": ("schedule:\n  learning_rate: '1e-4'", "schedule.learning_rate"),
-    "no": ("method:\n  rslora: no", "method.rslora"), "tab": ("method:\n\trank: 4", ""), "twice": ("title: a\ntitle: b", "title"),
-    "anchor": ("title: &a " + "x" * 100_000 + "\ndata: *a", ""), "tag": ("title: !!python/object/apply:os.system ['touch pwned']", ""),
+    "no": ("method:\n  rslora: no", "method.rslora"), "tab": ("method:\n\trank: 4", "method.rank"),
+    "twice": ("title: a\ntitle: b", "title"),
+    "anchor": ("title: &a " + "x" * 100_000 + "\ndata: *a", "(title)"),
+    "tag": ("schedule:\n  # fast\n  updates: !!python/object/apply:os.system ['touch pwned']", "schedule.updates"),
     "unknown": ("method:\n  rnak: 4", "method.rnak"),
 }
 
@@ -141,7 +160,7 @@ def test_ten_megabytes_are_refused_at_once_and_kept(workspace: Workspace, sweets
     path.write_text(whole, encoding="utf-8")
     assert path.stat().st_size > 10 * LARGEST_BYTES
     code, out, err = sweetspot("recipe", "check", "huge")
-    assert (code, out) == (2, "") and "far too large for a recipe" in err
+    assert (code, out) == (2, "") and "huge.yaml, line 111112 (title): This is far too large for a recipe" in err
     assert path.stat().st_size == len(whole)
 
 

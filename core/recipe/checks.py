@@ -116,6 +116,7 @@ def _model(workspace: Workspace, recipe: Recipe) -> Iterator[Finding]:
         base = find_local_base(workspace, source)
         if base is None:
             yield _not_here_yet(source)
+            yield from check_zero(recipe, None, 0)
             return
         header = read_header(base)
         if recipe.method.kind == "lora" and lora_parameters(base, recipe) == 0:
@@ -158,11 +159,16 @@ def _length_of_run(recipe: Recipe, known: Forecast) -> Iterator[Finding]:
     field = "schedule.updates" if recipe.schedule.updates is not None else "schedule.epochs"
     mean = 1.0 if recipe.schedule.shape == "constant" else 0.5  # of the learning rate over the run
     reach = updates * recipe.schedule.learning_rate * mean / _LESSON_REACH
-    if updates < _FEW_UPDATES or (recipe.method.kind == "lora" and reach < 0.5):
+    rate = f"{recipe.schedule.learning_rate:g}"
+    if recipe.method.kind == "lora" and reach < 0.5:
         yield Finding("few_updates", "warning", Text(
             "{updates} updates at a learning rate of {rate} may be too few to learn: they reach {share} % of what the identity lesson "
-            "needed (12 at 2e-4).", updates=updates, rate=f"{recipe.schedule.learning_rate:g}", share=round(100 * reach)),
+            "needed (12 at 2e-4).", updates=updates, rate=rate, share=round(100 * reach)),
             Text("Ask for more updates, or a higher learning rate."), field)
+    elif updates < _FEW_UPDATES:
+        yield Finding("few_updates", "warning", Text(
+            "{updates} updates may be too few to learn: the identity lesson needed 12, and fewer, larger ones go past what they should "
+            "learn.", updates=updates), Text("Ask for more updates."), field)
     for use in known.sources:
         if use.exposures > _MANY_EXPOSURES:
             yield Finding("many_exposures", "warning", Text(

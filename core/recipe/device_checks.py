@@ -50,22 +50,30 @@ def _quantization(recipe: Recipe, gpus: list[Gpu], on_cpu: bool) -> Iterator[Fin
     if recipe.method.kind == "full":
         yield Finding("frozen_weights", "error", Text("Quantised weights cannot be trained; only an adapter over them can."),
                       Text("Choose LoRA, or full precision."), "model.quantization")
-    elif recipe.device.zero == 3:
+        return
+    if recipe.device.zero == 3:
         yield Finding("quantized_zero3", "error", Text(
             "ZeRO-3 divides each weight among the GPUs and cannot divide weights in {bits}: QLoRA with ZeRO-3, with or without offload, "
             "does not work.", bits=bits), Text("Set device.zero to 2 or less, or model.quantization to none."), "device.zero")
-    elif on_cpu:
+    if on_cpu:
         yield Finding("slow_quantization", "warning", Text(
             "{bits} without a GPU saves little and is much slower: a processor widens every weight again for each use.", bits=bits),
             Text("Use full precision on a processor."), "model.quantization")
     else:
         least = _NF4_FROM if bits == "nf4" else _INT8_FROM
-        for gpu in gpus[:1]:
+        for gpu in _asked(recipe, gpus):
             if gpu.capability is not None and gpu.capability < least:
                 yield Finding("old_gpu", "error", Text(
                     "{gpu} is too old for {bits}: its compute capability is {has}, and {needs} is needed.", gpu=gpu.name, bits=bits,
                     has="{}.{}".format(*gpu.capability), needs="{}.{}".format(*least)), Text("Use full precision on this GPU."),
                     "model.quantization")
+                return
+
+
+def _asked(recipe: Recipe, gpus: list[Gpu]) -> list[Gpu]:
+    """The GPUs that the recipe names or counts, as far as they are there."""
+    asked = recipe.device.gpus
+    return [gpu for gpu in gpus if gpu.index in asked] if isinstance(asked, list) else gpus[:gpu_count(recipe)]
 
 
 def _number_format(recipe: Recipe, gpus: list[Gpu], on_cpu: bool) -> Iterator[Finding]:
@@ -77,27 +85,38 @@ def _number_format(recipe: Recipe, gpus: list[Gpu], on_cpu: bool) -> Iterator[Fi
     if dtype in ("bfloat16", "float16") and on_cpu:
         yield Finding("slow_dtype", "warning", Text("{dtype} on a processor is usually several times slower than float32.", dtype=dtype),
                       Text("Use float32 or auto."), "model.dtype")
-    elif dtype == "bfloat16" and gpus[0].capability is not None and gpus[0].capability < BFLOAT16_FROM:
+        return
+    old = next((gpu for gpu in _asked(recipe, gpus) if gpu.capability is not None and gpu.capability < BFLOAT16_FROM), None)
+    if dtype == "bfloat16" and old is not None and old.capability is not None:
         yield Finding("no_bf16", "warning", Text(
             "{gpu} does not compute in bfloat16 itself (compute capability {has}; 8.0 does): it is emulated, and many times slower.",
-            gpu=gpus[0].name, has="{}.{}".format(*gpus[0].capability)), Text("Set model.dtype to float16."), "model.dtype")
+            gpu=old.name, has="{}.{}".format(*old.capability)), Text("Set model.dtype to float16."), "model.dtype")
 
 
-def check_zero(recipe: Recipe, base: Path, parameters: int) -> Iterator[Finding]:
-    """ZeRO and offload where they cannot help."""
+def check_zero(recipe: Recipe, base: Path | None, parameters: int) -> Iterator[Finding]:
+    """ZeRO and offload where they cannot help; without a model (`base`) here, without the number."""
     stage = recipe.device.zero
     if stage and gpu_count(recipe) == 1:
-        trained = parameters if recipe.method.kind == "full" else read_shape(base).adapter_parameters(recipe)
-        # Two buckets that take turns, and a second, exact copy of what is trained.
-        more = (2 * min(trained, _LARGEST_BUCKET) + trained) * 4
-        yield Finding("zero_alone", "warning", Text(
-            "ZeRO stage {stage} divides state among GPUs, and with one GPU there is nobody to divide with: it would use about {more} GB "
-            "more memory, for its buffers and a second copy of what is trained.", stage=stage, more=f"{more / 1e9:.2g}"),
+        yield Finding("zero_alone", "warning", _why_not_alone(recipe, base, parameters),
             Text("Set device.zero to 0, or device.gpus to 2 or more. To save memory on one GPU, use nf4 or device.checkpointing."),
             "device.zero")
     if recipe.device.offload != "none" and not stage:
         yield Finding("idle_offload", "warning", Text("Offload is a part of ZeRO; without a stage nothing is moved to the main memory."),
                       Text("Set device.zero to 2 or 3, or device.offload to none."), "device.offload")
+
+
+def _why_not_alone(recipe: Recipe, base: Path | None, parameters: int) -> Text:
+    stage = recipe.device.zero
+    if base is None:
+        return Text(
+            "ZeRO stage {stage} divides state among GPUs, and with one GPU there is nobody to divide with: it would use more memory, "
+            "for its buffers and a second copy of what is trained.", stage=stage)
+    trained = parameters if recipe.method.kind == "full" else read_shape(base).adapter_parameters(recipe)
+    # Two buckets that take turns, and a second, exact copy of what is trained.
+    more = (2 * min(trained, _LARGEST_BUCKET) + trained) * 4
+    return Text(
+        "ZeRO stage {stage} divides state among GPUs, and with one GPU there is nobody to divide with: it would use about {more} GB "
+        "more memory, for its buffers and a second copy of what is trained.", stage=stage, more=f"{more / 1e9:.2g}")
 
 
 def check_memory(recipe: Recipe, known: Forecast) -> Iterator[Finding]:
@@ -121,11 +140,12 @@ def check_busy(workspace: Workspace, known: Forecast) -> Iterator[Finding]:
     """Who has the device: jobs of this workspace, and other programs on the GPU."""
     job = holder(workspace, known.device)
     if job is not None:
-        yield Finding("busy", "warning", Text("The device {device} is in use by {job}; this run will wait for it.",
-                                              device=known.device, job=job.id), Text("Start it all the same; it begins by itself."))
+        yield Finding("busy", "warning", Text("The device {device} is in use by {job}; this run will wait for it.", device=known.device,
+                                              job=job.id), Text("Start it all the same; it begins by itself."), "device.kind")
     elif known.device != "cpu":
-        users = [user for user in gpu_users() if user.used_bytes >= _NOTICED_BYTES]
+        indices = [int(name.removeprefix("cuda:")) for name in known.device.split(",")]
+        users = [user for index in indices for user in gpu_users(index) if user.used_bytes >= _NOTICED_BYTES]
         if users:
             yield Finding("gpu_shared", "warning", Text("Other programs hold memory of the GPU: {users}.", users="; ".join(
                 f"{user.name} (pid {user.pid}, {user.used_bytes / 1e9:.1f} GB)" for user in users)),
-                Text("End them first, or expect a slower run with less memory."))
+                Text("End them first, or expect a slower run with less memory."), "device.gpus")

@@ -24,6 +24,8 @@ def value_text(value: Any) -> str:
     """A value of a change in one line, for a table."""
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, dict):
         return ", ".join(f"{key} {value_text(entry)}" for key, entry in value.items() if entry is not None)
     if isinstance(value, list):

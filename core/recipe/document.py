@@ -6,6 +6,7 @@ files are refused before anything is built from them; nothing in a file is ever 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ class RecipeError(StudioError):
     Attributes:
         file: the name the text was read under.
         line: 1 for the first line; None when the recipe is not a text.
-        field: `schedule.learning_rate`; empty when the text as a whole is wrong.
+        field: `schedule.learning_rate`; for a text that is no YAML the one in or above the line; empty when there is none.
         others: how many more things are wrong.
     """
 
@@ -43,11 +44,12 @@ class RecipeError(StudioError):
         line: int | None = None,
         field: str = "",
         others: int = 0,
+        near: str = "",
         **values: Any,
     ) -> None:
         super().__init__(problem, hint, field=field, **values)
-        self.file, self.line, self.field, self.others = file, line, field, others
-        self.problem = _placed(self.problem, file, line, others)
+        self.file, self.line, self.field, self.others = file, line, field or near, others
+        self.problem = _placed(self.problem, file, line, others, near)
         self.args = (str(self.problem),)
 
     @classmethod
@@ -60,17 +62,20 @@ class RecipeError(StudioError):
         line: int | None = None,
         field: str = "",
         others: int = 0,
+        near: str = "",
     ) -> RecipeError:
-        """The same for sentences that are chosen elsewhere."""
-        error = cls("", "", file=file, line=line, field=field, others=others)
-        error.problem, error.hint = _placed(problem, file, line, others), hint
+        """The same for sentences that are chosen elsewhere; `near` is a field that the sentence does not name."""
+        error = cls("", "", file=file, line=line, field=field, others=others, near=near)
+        error.problem, error.hint = _placed(problem, file, line, others, near), hint
         error.args = (str(error.problem),)
         return error
 
 
-def _placed(fault: Text, file: str, line: int | None, others: int) -> Text:
+def _placed(fault: Text, file: str, line: int | None, others: int, near: str) -> Text:
     """The sentence with its place before it, and how much more is wrong after it."""
     place = Text("{file}, line {line}", file=file, line=line) if line else file
+    if near:
+        place = Text("{place} ({field})", place=place, field=near)
     if others:
         return Text("{place}: {fault} (More such problems: {count}.)", place=place, fault=fault, count=others)
     return Text("{place}: {fault}", place=place, fault=fault)
@@ -106,11 +111,7 @@ def read_document(text: str, name: str) -> Document:
         RecipeError: it is not the plain YAML that a recipe is made of; names line and reason.
     """
     if len(text.encode("utf-8", "surrogatepass")) > LARGEST_BYTES:
-        raise RecipeError(
-            "This is far too large for a recipe.",
-            "A recipe has some hundred lines; data belongs in a dataset.",
-            file=name,
-        )
+        raise too_large(text, name)
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     try:
         _refuse_tricks(text, name)
@@ -123,7 +124,8 @@ def read_document(text: str, name: str) -> Document:
             "There is an invisible control character in this line.",
             "Delete the line and type it again, or save the file as UTF-8 text.",
             file=name,
-            line=text.count("\n", 0, position) + 1,
+            line=(line := text.count("\n", 0, position) + 1),
+            near=field_near(text, line),
         ) from error
     if root is None:
         raise RecipeError(
@@ -143,6 +145,43 @@ def read_document(text: str, name: str) -> Document:
     return Document(text, root, data, lines)
 
 
+def too_large(beginning: str, name: str) -> RecipeError:
+    """The error of a text of more than `LARGEST_BYTES`; names the line and the field in which it passes that."""
+    kept = beginning.encode("utf-8", "surrogatepass")[:LARGEST_BYTES].decode("utf-8", "replace")
+    line = kept.count("\n") + 1
+    return RecipeError(
+        "This is far too large for a recipe.",
+        "A recipe has some hundred lines; data belongs in a dataset.",
+        file=name,
+        line=line,
+        near=field_near(kept, line),
+    )
+
+
+_KEY = re.compile(r"(?P<indent>[ \t]*)(?P<dashes>(?:- +)*)(?P<key>[A-Za-z_][\w-]{0,60})[ \t]*:(?=\s|$)(?P<value>\s*[^\s#])?")
+
+
+def field_near(text: str, line: int) -> str:
+    """The field in a line, or the nearest above it, of a text that may be no YAML; empty when there is none.
+
+    Told from the indentation alone, as people read it: `updates` two spaces in, below `schedule:`, is `schedule.updates`.
+    """
+    rows = text.split("\n", line)[:line]
+    names: list[str] = []
+    column = None
+    for row in reversed(rows):
+        found = _KEY.match(row[:200])
+        if found is None:
+            continue
+        start = len(found["indent"].expandtabs(2)) + len(found["dashes"])
+        if column is None or (start < column and not found["value"]):  # what has a value is no section
+            names.append(found["key"])
+            column = start
+        if column == 0:
+            break
+    return ".".join(reversed(names))
+
+
 def _refuse_tricks(text: str, name: str) -> None:
     """Walk the events, which is cheap, before nodes are built, which an alias can multiply without end."""
     depth = 0
@@ -155,6 +194,7 @@ def _refuse_tricks(text: str, name: str) -> None:
                 "Compare it with a preset: `sweetspot recipe show NAME`.",
                 file=name,
                 line=line,
+                near=field_near(text, line),
             )
         if isinstance(event, DocumentStartEvent) and event.version:
             rows = text.split("\n")[:line]
@@ -170,6 +210,7 @@ def _refuse_tricks(text: str, name: str) -> None:
                 "Write the value out, or put a text that begins with & or * in quotes.",
                 file=name,
                 line=line,
+                near=field_near(text, line),
             )
         if getattr(event, "tag", None):
             raise RecipeError(
@@ -178,6 +219,7 @@ def _refuse_tricks(text: str, name: str) -> None:
                 tag=str(event.tag).replace("tag:yaml.org,2002:", "!!")[:80],
                 file=name,
                 line=line,
+                near=field_near(text, line),
             )
 
 
@@ -199,6 +241,7 @@ def _build(node: Node, path: Path, lines: dict[Path, int], name: str) -> Any:
                 "Delete the line and type it again, or save the file as UTF-8 text.",
                 file=name,
                 line=node.start_mark.line + 1,
+                near=dotted(path),
             )
         return _scalar(node)
     data: dict[str, Any] = {}
@@ -210,6 +253,7 @@ def _build(node: Node, path: Path, lines: dict[Path, int], name: str) -> Any:
                 "Write it as `name: value`.",
                 file=name,
                 line=line,
+                near=dotted(path),
             )
         place = (*path, key.value)
         if key.value in data:
@@ -286,4 +330,4 @@ def _syntax_error(error: MarkedYAMLError, text: str, name: str) -> RecipeError:
     else:
         fault = Text("This is not valid YAML: {reason}.", reason=problem or str(error).split("\n")[0])
         way_out = Text("Check the indentation of this line and the one above; compare with a preset.")
-    return RecipeError.from_texts(fault, way_out, file=name, line=line)
+    return RecipeError.from_texts(fault, way_out, file=name, line=line, near=field_near(text, line))

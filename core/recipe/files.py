@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.errors import StudioError
-from core.recipe.document import LARGEST_BYTES, RecipeError, read_document
+from core.recipe.document import LARGEST_BYTES, RecipeError, field_near, read_document, too_large
 from core.recipe.faults import explain, kinds_at
 from core.recipe.layout import commented_yaml, edited_text
 from core.recipe.preset_words import PRESET_WORDS
@@ -138,11 +138,8 @@ def read_recipe_text(path: Path) -> str:
     """
     try:
         if path.stat().st_size > LARGEST_BYTES:
-            raise RecipeError(
-                "This is far too large for a recipe.",
-                "A recipe has some hundred lines; data belongs in a dataset.",
-                file=path.name,
-            )
+            with path.open("rb") as file:
+                raise too_large(file.read(LARGEST_BYTES).decode("utf-8", "replace"), path.name)
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError as error:
         raise StudioError(
@@ -162,7 +159,8 @@ def read_recipe_text(path: Path) -> str:
             "This line is not UTF-8 text.",
             "Save the file as UTF-8 in your editor.",
             file=path.name,
-            line=error.object.count(b"\n", 0, error.start) + 1,
+            line=(line := error.object.count(b"\n", 0, error.start) + 1),
+            near=field_near(error.object.decode("utf-8", "replace"), line),
         ) from error
 
 

@@ -191,7 +191,7 @@ def _measured(workspace: Workspace, recipe: Recipe, known: Forecast) -> Forecast
 
 
 def newest_run_like(workspace: Workspace, recipe: Recipe, device: str) -> tuple[Run, float, int] | None:
-    """The newest finished run with the same model, method and device: the run, its tokens per second, its peak memory in bytes."""
+    """The newest finished run that does the same per update on this device: itself, its tokens per second, its peak memory in bytes."""
     for run in list_runs(workspace)[:_RUNS_LOOKED_AT]:
         try:
             path = run.folder / "recipe.yaml"
@@ -222,6 +222,7 @@ def _recipe_kept(path: Path, stamp: int) -> Recipe:
 
 
 def _alike(a: Recipe, b: Recipe) -> bool:
+    """Whether an update of both does the same work, on the same rows; length of the run, learning rate and seed do not matter."""
     def kind(recipe: Recipe) -> tuple[Any, ...]:
-        return (recipe.model, recipe.method.kind, recipe.method.rank, recipe.device.checkpointing)
+        return recipe.model, recipe.method, recipe.data, recipe.schedule.effective_batch, recipe.device
     return kind(a) == kind(b)

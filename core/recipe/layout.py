@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import textwrap
 from typing import Any, NamedTuple
@@ -173,6 +174,9 @@ def _edit_value(
             if before != after:
                 _edit_value(text, None, item, before, after, depth + 1, edits)
         return
+    if isinstance(node, SequenceNode) and not node.flow_style and isinstance(old, list) and isinstance(new, list) and new:
+        _edit_items(text, node, old, new, depth, edits)
+        return
     if _is_left_empty(node) and key is not None:
         place = _after_colon(text, key)
         edits.append(_Edit(place, False, 0, place, _empty_replacement(new, old, key.start_mark.column)))
@@ -186,6 +190,46 @@ def _edit_value(
         is_at_key = key is not None and node.start_mark.column <= key.start_mark.column
         replacement = ("  " if is_at_key else "") + inline(new)
     edits.append(_Edit(start, False, 0, end, replacement + ending))
+
+
+def _edit_items(
+    text: str, node: SequenceNode, old: list[Any], new: list[Any], depth: int, edits: list[_Edit]
+) -> None:
+    """A block list that grows or shrinks: only the lines of the items that come, go or change are touched."""
+    starts = _dash_lines(text, node)
+    matcher = difflib.SequenceMatcher(None, [repr(item) for item in old], [repr(item) for item in new], autojunk=False)
+    for what, first, last, new_first, new_last in matcher.get_opcodes():
+        if what == "equal":
+            continue
+        paired = min(last - first, new_last - new_first)
+        for step in range(paired):
+            _edit_value(text, None, node.value[first + step], old[first + step], new[new_first + step], depth + 1, edits)
+        for index in range(first + paired, last):
+            end = _line_end(text, node.value[index])
+            end += text[end : end + 1] == "\n" and text[end - 1] != "\n"
+            comments = [line for line in text[starts[index] : end].splitlines(True) if line.lstrip().startswith("#")]
+            edits.append(_Edit(starts[index], False, 0, end, "".join(comments)))
+        if new[new_first + paired : new_last]:
+            place = _line_end(text, node.value[first + paired - 1]) if first + paired else starts[0]
+            rows = _item_rows(new[new_first + paired : new_last], " " * node.start_mark.column)
+            is_line_start = text[place - 1 : place] in ("", "\n")
+            edits.append(_Edit(place, True, -depth, place, f"{rows}\n" if is_line_start else f"\n{rows}"))
+
+
+def _dash_lines(text: str, node: SequenceNode) -> list[int]:
+    """Where the line begins that holds the dash of each item of a block list."""
+    starts = [text.rfind("\n", 0, node.start_mark.index) + 1]
+    dash = re.compile(rf"^ {{{node.start_mark.column}}}-", re.MULTILINE)
+    for item in node.value[:-1]:
+        found = dash.search(text, _line_end(text, item))
+        assert found is not None, "an item of a block list has a dash of its own"
+        starts.append(found.start())
+    return starts
+
+
+def _item_rows(items: list[Any], indent: str) -> str:
+    """Items of a block list as lines, without the last line end."""
+    return indent + (_block_list(items, indent) if _is_sections(items) else f"\n{indent}".join(f"- {inline(item)}" for item in items))
 
 
 def _empty_replacement(new: Any, old: Any, column: int) -> str:
@@ -227,7 +271,7 @@ def _changed(value: Any, old: Any) -> Any:
     return value
 
 
-def _line_end(text: str, node: MappingNode) -> int:
+def _line_end(text: str, node: Node) -> int:
     """Where the line ends that holds the last value of `node`."""
     end = _end(text, node)
     if text[end - 1] == "\n":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -31,7 +30,7 @@ _KNOWN_KEYS = {
     "data_file", "bot_name", "dataset_cfg", "packed_length", "seed", "folder", "num_workers", "data_dir", "data_files", "sample_ratio",
     "chat_template", "mappings", "max_dataset_length", "do_dataset_tokenization",
 }
-_LONGEST_NESTING = 8
+_MOST_DATASETS = 500  # nested ones counted in
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def read_data(values: dict[str, Any], notes: Notes) -> list[DataPart]:
     """Map the datasets, the longest row, packing and what is trained; the template is compared, not taken over."""
     loader = section(values, "train_dataloader")
     whole = loader.get("dataset") or values.get("train_dataset") or {}
-    leaves = list(_leaves(whole, 0)) if isinstance(whole, dict) else []
+    leaves = _leaves(whole) if isinstance(whole, dict) else []
     parts: list[DataPart] = []
     taken: set[str] = set()
     for leaf in leaves:
@@ -73,15 +72,21 @@ def read_data(values: dict[str, Any], notes: Notes) -> list[DataPart]:
     return parts
 
 
-def _leaves(config: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
-    """The single datasets in a config of datasets."""
-    inner = config.get("datasets", config.get("datasets_cfg"))
-    if inner is None or depth > _LONGEST_NESTING:
-        yield config
-        return
-    for entry in inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list | tuple) else ():
-        if isinstance(entry, dict):
-            yield from _leaves(entry, depth + 1)
+def _leaves(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The single datasets in a config of datasets, in its order; no more than a config can mean, were it to hold itself."""
+    found: list[dict[str, Any]] = []
+    waiting = [config]
+    for _ in range(_MOST_DATASETS):
+        if not waiting:
+            break
+        entry = waiting.pop()
+        inner = entry.get("datasets", entry.get("datasets_cfg"))
+        if inner is None:
+            found.append(entry)
+            continue
+        entries = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list | tuple) else ()
+        waiting += [one for one in reversed(list(entries)[:_MOST_DATASETS]) if isinstance(one, dict)]
+    return found
 
 
 def _part(leaf: dict[str, Any], taken: set[str]) -> DataPart:

@@ -11,6 +11,7 @@ from core.words import Text
 Kind = Literal["mapped", "changed", "left_out", "not_run"]
 KINDS: tuple[Kind, ...] = ("mapped", "changed", "left_out", "not_run")
 _LONGEST_SHOWN = 60
+_LARGEST = 1e15  # beyond any count or rate; infinity and "not a number" are beyond it too
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def section(owner: Any, *names: str) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """The value when it is a plain number."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """The value when it is a plain number, and one that can be counted with."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) <= _LARGEST else None
 
 
 def kind_of(config: Any) -> str:

@@ -19,6 +19,8 @@ LARGEST_BYTES = 1_000_000
 _LONGEST_VALUE = 10_000  # characters or items of a product such as "ab" * 1000
 _LARGEST_EXPONENT = 64
 _DEEPEST = 60
+_DEEPEST_BRANCH = 40  # an `elif` is a branch within a branch
+_MOST_COMPARED = 1000  # items
 
 # Calls that only give a value another form. Everything else in a config is called by XTuner later, or must not be called at all.
 _CONVERSIONS: dict[str, Callable[..., Any]] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple,
@@ -29,6 +31,7 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
     ast.Is: operator.is_, ast.IsNot: operator.is_not, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
+_SINGLE = (str, bytes, int, float, bool, complex, type(None), type(...))
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class _Reader:
         self.rows = text.split("\n")
         self.config = ReadConfig()
         self.depth = 0
+        self.branches = 0
 
     def run(self, body: list[ast.stmt]) -> None:
         for statement in body:
@@ -149,12 +153,17 @@ class _Reader:
             self._leave(node)
 
     def _branch(self, node: ast.If) -> None:
+        if self.branches >= _DEEPEST_BRANCH:
+            self._leave(node)
+            return
         try:
             is_taken = bool(self._value(node.test))
         except _Gone:
             self._leave(node)
             return
+        self.branches += 1
         self.run(node.body if is_taken else node.orelse)
+        self.branches -= 1
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
@@ -259,7 +268,9 @@ class _Reader:
                 return self._made_dict(node)
             if node.func.id in _CONVERSIONS and not node.keywords:
                 arguments = [self._value(argument) for argument in node.args]
-                if any(isinstance(argument, Reference) for argument in arguments):
+                is_short = all(_is_flat(argument) for argument in arguments) and not (
+                    node.func.id == "str" and not isinstance(arguments[0], _SINGLE))
+                if any(isinstance(argument, Reference) for argument in arguments) or not (is_short or node.func.id == "len"):
                     raise _Gone(node)
                 return _CONVERSIONS[node.func.id](*arguments)
         raise _Gone(node)
@@ -305,6 +316,8 @@ class _Reader:
             right = self._value(other)
             if isinstance(left, Reference) or isinstance(right, Reference):
                 raise _Gone(node)
+            if not isinstance(comparison, ast.Is | ast.IsNot) and not (_is_flat(left) and _is_flat(right)):
+                raise _Gone(node)
             if not _COMPARISONS[type(comparison)](left, right):
                 return False
             left = right
@@ -323,6 +336,8 @@ class _Reader:
             if not isinstance(value, str | int | float) or (isinstance(part, ast.FormattedValue) and part.format_spec):
                 raise _Gone(node)
             parts.append(str(value))
+        if sum(map(len, parts)) > _LONGEST_VALUE:
+            raise _Gone(node)  # x = f"{x}{x}", forty lines of it, is a terabyte
         return "".join(parts)
 
 
@@ -331,6 +346,15 @@ def _as_load(target: ast.expr) -> ast.expr:
     if isinstance(target, ast.Name):
         return ast.copy_location(ast.Name(id=target.id, ctx=ast.Load()), target)
     return target
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether a value is quickly written out and compared: a list in a list, forty times over, takes an hour for either."""
+    if isinstance(value, dict):
+        return len(value) <= _MOST_COMPARED and all(isinstance(item, _SINGLE) for item in value.values())
+    if isinstance(value, list | tuple | set):
+        return len(value) <= _MOST_COMPARED and all(isinstance(item, _SINGLE) for item in value)
+    return isinstance(value, _SINGLE)
 
 
 def _refuse_growth(node: ast.BinOp, left: Any, right: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from core.errors import StudioError
 from core.recipe.checks import check_recipe
-from core.recipe.diff import diff_recipes
+from core.recipe.diff import diff_recipes, value_text
 from core.recipe.files import change_recipe, dump_recipe, find_recipe, presets, save_recipe
 from core.recipe.fit import propose_fit
 from core.recipe.forecast import Forecast, forecast
@@ -49,7 +49,7 @@ def new(name: str, preset: Annotated[str, typer.Option("--from", help="Preset or
     """
     place = Workspace.open(workspace)
     recipe = adapted(find_recipe(place, preset), data, set_)
-    path = save_recipe(place, name, recipe)
+    path = save_recipe(place, name, recipe, replace=False)
     if json:
         print_json({"name": name, "path": str(path), "recipe": recipe.model_dump()})
     else:
@@ -77,7 +77,7 @@ def check(name: str, data: DataOption = None, set_: SetOption = [], json: JsonOp
         if known is not None:
             _print_forecast(recipe, known)
         for finding in findings:
-            say(f"{finding.level:8} {finding.text}")
+            say(f"{finding.level:8} {finding.field + ': ' if finding.field else ''}{finding.text}")
             say(f"         -> {finding.fix}")
         if not findings:
             say("Nothing speaks against starting it.")
@@ -100,6 +100,8 @@ def _print_forecast(recipe: Recipe, known: Forecast) -> None:
     for use in known.sources if len(known.sources) > 1 else []:
         groups = f" ({', '.join(use.groups)})" if use.groups else ""
         say(f"  {use.dataset}{groups}: {use.share:.0%} of every update, each of its {use.rows} rows {use.exposures:.1f} times")
+    if known.tokens is not None and known.trained_tokens is not None:
+        say(f"{known.tokens:,} tokens are read, {known.trained_tokens:,} of them trained; the longest row has {known.longest_tokens}.")
     steps = ", ".join(map(str, plan.snapshot_steps))
     say(f"Up to {len(plan.snapshot_steps)} snapshots when something happens, else at {steps}." if recipe.snapshots.spacing == "events" else
         f"{len(plan.snapshot_steps)} snapshots, at {steps}.")
@@ -191,7 +193,7 @@ def diff(first: str, second: str, json: JsonOption = False, workspace: Workspace
     elif not changes:
         say("They say the same.")
     else:
-        print_table(["field", first, second], [list(change) for change in changes])
+        print_table(["field", first, second], [[change.path, value_text(change.a), value_text(change.b)] for change in changes])
 
 
 @app.command("import-xtuner")

@@ -77,6 +77,8 @@ def test_the_lesson_is_left_in_peace(workspace: Workspace, recipe: Recipe) -> No
     ({"method__targets": ["wq"]}, "no_layers"),
     ({"device__kind": "cuda"}, "no_gpu"),
     ({"model__quantization": "nf4"}, "slow_quantization"),
+    ({"model__quantization": "nf4", "device__zero": 3}, "slow_quantization"),
+    ({"model__quantization": "nf4", "device__zero": 3}, "quantized_zero3"),
     ({"model__quantization": "nf4", "method__kind": "full", "schedule__learning_rate": 1e-5}, "frozen_weights"),
     ({"model__dtype": "bfloat16"}, "slow_dtype"),
     ({"schedule__learning_rate": 0.1}, "unusual_rate"),
@@ -103,6 +105,16 @@ def test_errors_come_first_with_their_numbers(workspace: Workspace, recipe: Reci
     assert many.text.to("zh") != str(many.text) and many.fix.to("zh") != str(many.fix)
 
 
+def test_few_updates_are_told_by_what_they_reach(workspace: Workspace, recipe: Recipe) -> None:
+    """A huge learning rate reaches far in three updates: that is no comfort, and no number to show."""
+    plain = "3 updates may be too few to learn: the identity lesson needed 12"
+    for changes, words in (({"schedule.updates": 3, "schedule.learning_rate": 1e-4}, "reach 12 % of"),
+                           ({"schedule.updates": 3, "schedule.learning_rate": 0.1}, plain),
+                           ({"schedule.updates": 3, "method.kind": "full"}, plain)):
+        few = next(found for found in check_recipe(workspace, change_recipe(recipe, changes)) if found.code == "few_updates")
+        assert words in str(few.text), changes
+
+
 def test_a_gpu_makes_the_slow_things_fast(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**10)])
     assert codes(workspace, recipe, model__quantization="nf4", device__kind="auto", model__dtype="auto") == []
@@ -127,6 +139,23 @@ def test_what_a_gpu_cannot_do(workspace: Workspace, recipe: Recipe, monkeypatch:
     assert code in found if code else found == []
 
 
+def test_the_gpus_that_the_recipe_names_are_looked_at(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first card is new, the second is old and full of others."""
+    show_gpus(monkeypatch, [Gpu(index=index, name=f"card {index}", total_bytes=10**10, free_bytes=10**10, capability=capability)
+                            for index, capability in enumerate([(9, 0), (5, 2)])])
+    monkeypatch.setattr("core.recipe.device_checks.gpu_users", lambda index: [GpuUser(pid=41, name="python", used_bytes=3 * 10**9)] * index)
+    for gpus, expected in (([0], set()), ("auto", set()), ([1], {"no_bf16", "old_gpu", "gpu_shared"}),
+                           (2, {"no_bf16", "old_gpu", "gpu_shared"})):
+        found = codes(workspace, recipe, device__kind="auto", model__dtype="bfloat16", model__quantization="nf4", device__gpus=gpus)
+        assert {"no_bf16", "old_gpu", "gpu_shared"} & set(found) == expected, gpus
+
+
+def test_zero_is_explained_before_the_model_is_here(workspace: Workspace, recipe: Recipe) -> None:
+    found = {finding.code: finding for finding in check_recipe(workspace, change_recipe(
+        recipe, {"model.source": "nobody/has-this-one", "device.zero": 2}))}
+    assert "nobody to divide with: it would use more memory" in str(found["zero_alone"].text) and "to_fetch" in found
+
+
 def test_zero_on_one_gpu_is_explained_with_a_number(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**10)])
     alone = change_recipe(recipe, {"device.kind": "auto", "model.dtype": "auto", "method.kind": "full", "schedule.learning_rate": 1e-5,
@@ -142,10 +171,10 @@ def test_what_does_not_fit_and_who_else_is_there(workspace: Workspace, recipe: R
     show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=3 * 10**6)])
     assert "much_memory" in codes(workspace, recipe, **on_gpu, device__micro_batch=4)
     show_gpus(monkeypatch, [Gpu(index=0, name="x", total_bytes=10**10, free_bytes=10**10)])
-    monkeypatch.setattr("core.recipe.device_checks.gpu_users", lambda: [GpuUser(pid=41, name="python", used_bytes=3 * 10**9)])
+    monkeypatch.setattr("core.recipe.device_checks.gpu_users", lambda index: [GpuUser(pid=41, name="python", used_bytes=3 * 10**9)])
     shared = next(found for found in check_recipe(workspace, change_recipe(recipe, {"device.kind": "auto", "model.dtype": "auto"}))
                   if found.code == "gpu_shared")
-    assert "python (pid 41, 3.0 GB)" in str(shared.text)
+    assert "python (pid 41, 3.0 GB)" in str(shared.text) and shared.field == "device.gpus"
 
 
 def test_a_package_that_is_missing(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +218,7 @@ def test_who_holds_the_device(workspace: Workspace, recipe: Recipe) -> None:
     job = create_job(workspace.jobs / "20260101-120000-judge-x-0001", "judge", {})
     job.write_state(JobState(kind="judge", state="running", created=1.0, process=ProcessIdentity.own()))
     busy = check_recipe(workspace, recipe)[0]
-    assert busy.code == "busy" and job.id in str(busy.text)
+    assert (busy.code, busy.field) == ("busy", "device.kind") and job.id in str(busy.text)
 
 
 def test_no_model_is_fetched_to_look_at_it(workspace: Workspace, tiny_model: Path) -> None:
@@ -226,6 +255,11 @@ def test_time_and_memory_come_from_the_newest_run_like_it(workspace: Workspace, 
     made(4, recipe, 1.0, state="failed")
     made(5, recipe, 1.0, device="cuda:0")
     (workspace.runs / "20260106-120000-broken").mkdir()
+    for changes in ({"data.max_length": 128}, {"data.packing": True}, {"schedule.effective_batch": 64}, {"method.targets": ["q_proj"]},
+                    {"device.micro_batch": 1}):
+        assert forecast(workspace, change_recipe(recipe, changes)).basis == "arithmetic", f"its memory is another's: {changes}"
+    longer = change_recipe(recipe, {"schedule.updates": 99, "schedule.learning_rate": 1e-3, "snapshots.count": 3, "title": "x"})
+    assert forecast(workspace, longer).measured_on == wanted
     known = forecast(workspace, recipe)
     assert known.measured_on == wanted and known.memory_bytes == 4 * 10**6
     assert known.tokens and known.seconds == pytest.approx(known.tokens / 100)

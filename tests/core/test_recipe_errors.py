@@ -247,7 +247,8 @@ BROKEN = {
     "a word": ("\nhello", 2, "A recipe is made of lines"),
     "empty": ("", None, "The recipe is empty"),
     "comments only": ("# nothing\n# at all\n", None, "The recipe is empty"),
-    "too large": ("#" * 1_000_001, None, "far too large"),
+    "too large": ("#" * 1_000_001, 1, "far too large"),
+    "too large further down": ("title: a\nmodel:\n  source: " + "中" * 400_000, 3, "(model.source): This is far too large"),
     "bomb": (
         "a: &a [x,x,x,x]\n"
         + "".join(f"{n}: &{n} [*{p},*{p},*{p},*{p}]\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True)),
@@ -273,6 +274,18 @@ def test_a_broken_text_is_refused_in_plain_words_and_soon(
     assert problem in str(error.problem)
     assert time.monotonic() - started < 15
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "field"), [
+    ("schedule:\n\tupdates: 3", "schedule.updates"), ("schedule:\n  updates: 3\n    seed: 4", "schedule.seed"),
+    ("schedule:\n  updates: 3\n seed: 4", "schedule.seed"), ("model:\n  source: 'a\ntitle: x\n", "model.source"),
+    ("data:\n  # mine\n  sources: [{dataset: a}\nschedule:\n", "data.sources"), ("title: a\nmodel: @x", "model"),
+    ("data:\n  sources:\n  - dataset: a\n    groups:\n    - !x b", "data.sources.groups"), ("title: a\nmodel: \x00", "model"),
+    ("schedule:\n  seed: &s 3", "schedule.seed"), ("method:\n  rank: *s", "method.rank"), ("model:\n  <<: {source: x}", "model"),
+    ("- a\n- b", ""), ("hello", "")])
+def test_what_is_no_yaml_is_told_with_the_field_too(text: str, field: str) -> None:
+    error = refusal(text)
+    assert error.field == field and (f" ({field}): " in str(error)) is bool(field)
 
 
 def test_of_several_faults_the_first_line_is_told_and_the_rest_counted() -> None:
@@ -315,7 +328,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(StudioError, match="cannot be read"):
         load_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("title: a\nmodel: caf\u00e9".encode("latin-1"))
-    with pytest.raises(RecipeError, match="latin.yaml, line 2: This line is not UTF-8"):
+    with pytest.raises(RecipeError, match=r"latin.yaml, line 2 \(model\): This line is not UTF-8"):
         load_recipe(tmp_path / "latin.yaml")
     (tmp_path / "big.yaml").write_bytes(b"#" * 10_000_000)
     with pytest.raises(RecipeError, match="far too large"):

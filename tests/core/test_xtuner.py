@@ -200,9 +200,16 @@ def test_a_config_that_would_do_something_does_nothing_and_is_reported(case: str
     assert imported.recipe.method.rank == 64, "the rest is imported all the same"
 
 
-GROWING = ["x = 9 ** 9 ** 9 ** 9", "x = 'a' * 10 ** 12", "x = '%1000000000d' % 1", "x = [1]\n" + "x = x + x\n" * 60,
+GROWING = ["train_dataloader['batch_size'] = optim_wrapper['accumulative_counts'] = train_cfg['max_epochs'] = 1e400",
+           "x = 9 ** 9 ** 9 ** 9", "x = 'a' * 10 ** 12", "x = '%1000000000d' % 1", "x = [1]\n" + "x = x + x\n" * 60,
            "x = 1\n" + "x = x * 99999999999\n" * 5000,
-           "x = " + "[" * 90 + "]" * 90, "x = []\n" + "x = [x, x]\n" * 3000, "x = " + "-" * 5000 + "1", "x = " + "(" * 3000 + ")" * 3000]
+           "x = " + "[" * 90 + "]" * 90, "x = []\n" + "x = [x, x]\n" * 3000, "x = " + "-" * 5000 + "1", "x = " + "(" * 3000 + ")" * 3000,
+           "x = 'a' * 9999\n" + "x = f'{x}{x}'\n" * 60, "x = [1]\n" + "x = [x, x]\n" * 50 + "y = str(x)",
+           "x = y = [1]\n" + "x = [x, x]\ny = [y, y]\n" * 50 + "z = x == y",
+           "x = y = [1]\n" + "x = [x, x]\ny = [y, y]\n" * 50 + "z = x in [y]",
+           "x = 1\nif x == 2: pass\n" + "elif x == 3: pass\n" * 900,
+           "d = dict()\nd['datasets'] = [d] * 50\ntrain_dataloader['dataset'] = d",
+           "d = dict(datasets=[])\n" + "d = dict(datasets=[d] * 5000)\n" * 7 + "train_dataloader['dataset'] = d"]
 
 
 @pytest.mark.parametrize("text", GROWING, ids=range(len(GROWING)))

@@ -211,6 +211,7 @@ def test_findings_with_numbers(ready: Workspace, open_app: OpenApp) -> None:
     app.number_input(key="recipe_schedule.updates").set_value(3000)
     app.number_input(key="recipe_snapshots.count").set_value(2)  # both in one go: neither undoes the other
     done(app)
+    assert "schedule.updates" in texts(app) and "tokens are read" in texts(app)
     assert "125 times" in texts(app) and "Only 2 snapshots" in texts(app) and not app.button(key="next_train").disabled
     job = create_job(ready.jobs / "20260101-120000-judge-x-0001", "judge", {})
     job.write_state(JobState(kind="judge", state="running", created=1.0, process=ProcessIdentity.own()))
@@ -248,6 +249,13 @@ def test_a_broken_file_and_a_name_that_is_gone(ready: Workspace, open_app: OpenA
     assert "no recipe called gone" in texts(open_app("recipe", recipe="gone"))
     (ready.recipes / "latin.yaml").write_bytes(b"title: caf\xe9\n")
     assert "UTF-8" in texts(open_app("recipe", recipe="latin"))
+    (ready.recipes / "Mine.yaml").write_text("title: x\n", encoding="utf-8")  # a name that no recipe can have, given by hand
+    app = open_app("recipe", recipe="Mine")
+    assert "'Mine' cannot be the name of a recipe" in texts(app) and "for example mine" in texts(app) and not app.exception
+    (ready.recipes / "long.yaml").write_text("title: &a " + "x" * 900_000, encoding="utf-8")
+    app = open_app("recipe", recipe="long")
+    assert "line 1 (title)" in texts(app) and max(len(code.value) for code in app.code) < 1000
+    assert len(app.text_area(key="recipe_yaml").value) > 900_000, "the text itself is kept"
 
 
 def test_going_on_saves_and_leads_to_training(ready: Workspace, open_app: OpenApp) -> None:
