@@ -143,7 +143,7 @@ def test_no_student_comes_to_the_data_of_another(two: tuple[Workspace, Workspace
     for source in (str(secret), "../ben/secret.jsonl", f"{ana.root}/../ben/secret.jsonl", str(ben.root)):
         with pytest.raises(StudioError, match="outside the folders"):
             start_import(ana, source, "stolen")
-    for source in (str(ben.models), f"{ana.root}/../ben/models", str(tmp_path)):
+    for source in (str(ben.models), f"{ana.root}/../ben/models", str(tmp_path), "/nothing/there"):
         with pytest.raises(StudioError, match="outside the folders"):
             find_base(ana, source)
     for reference in ("../ben/runs/r1@3", f"{ben.runs}/r1@3"):
