@@ -91,6 +91,10 @@ def test_a_right_code_wins_no_new_guesses_at_the_password_or_at_another_s_code(t
         guesses.take("10.0.0.1", is_code=True)
     before = guesses._wrong["10.0.0.1 codes"][0]
     assert before >= 30
+    class_ = Guesses(tmp_path / "class.json", Clock())
+    for _ in range(30):
+        class_.take("10.0.0.1", is_code=True)
+    assert class_.take("10.0.0.1") == 0, "codes that a class mistypes do not keep its teacher, behind the same address, from the password"
     guesses.take("10.0.0.1", is_code=True)
     guesses.was_right("10.0.0.1", is_code=True)
     assert guesses._wrong["10.0.0.1 codes"][0] == before, "the own code gives back its own guess and no more"
