@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -83,6 +84,20 @@ def test_worker_s_log_and_state_are_masked(workspace: Workspace, monkeypatch: py
     for written in (done.stdout, done.stderr, state):
         assert FAKE not in written and "a-token-without-shape" not in written
     assert MASK in done.stdout and MASK in state
+
+
+def test_logs_of_a_rank_and_of_the_chat_process_are_masked(workspace: Workspace, tmp_path: Path) -> None:
+    """Real processes that fail over a path with the token in it."""
+    folder = workspace.runs / f"run-{FAKE}"
+    (folder / "ranks").mkdir(parents=True)
+    (tmp_path / FAKE).write_text("no folder", encoding="utf-8")
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    for command, environment in ((["core.train.rank", str(folder)], rank), (["core.chat.worker", str(tmp_path / FAKE / "chat")], {})):
+        done = subprocess.run([sys.executable, "-m", *command], cwd=CHECKOUT, env=os.environ | environment, capture_output=True, text=True,
+                              timeout=60, check=False)
+        assert done.returncode != 0 and MASK in done.stdout + done.stderr and FAKE not in done.stdout + done.stderr, command
+    failed = (folder / "ranks" / "failed-0.json").read_text(encoding="utf-8")
+    assert MASK in failed and FAKE not in failed
 
 
 def test_states_events_recipes_and_environments_are_masked(workspace: Workspace, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
