@@ -58,8 +58,9 @@ def load_gguf(source: Path) -> tuple[Any, Any]:
 
     check_gguf(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
+        quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32,
+                                                         trust_remote_code=False)
     except (ValueError, KeyError, OSError, NotImplementedError, TypeError, IndexError, RuntimeError) as error:
         raise StudioError("{path} cannot be read: {reason}.", "It may be of an architecture or a quantisation that transformers does "
                           "not read; take the model's folder instead.", path=source,
@@ -76,7 +77,7 @@ def as_plain_model(quantised: Any) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.load_state_dict(quantised.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = quantised.generation_config
