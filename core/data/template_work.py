@@ -111,7 +111,8 @@ def measured(*values: Any) -> int:
 
 def shown(value: Any) -> Any:
     """`value`, once it is known to be small enough for whatever comes next."""
-    measured(value)
+    if value.__class__ is not str or len(value) > WIDEST:  # a short text is what comes most often
+        measured(value)
     return value
 
 
