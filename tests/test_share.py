@@ -117,6 +117,8 @@ def test_protection_against_other_sites_is_never_switched_off() -> None:
     settings = (Path(launch.__file__).resolve().parents[1] / ".streamlit" / "config.toml").read_text(encoding="utf-8")
     code = "\n".join(line for line in settings.splitlines() if not line.startswith("#"))
     assert "enableCORS" not in code and "enableXsrfProtection" not in code and 'address = "127.0.0.1"' in code
+    # Streamlit's other doors, shut unless they are opened: its agents' API and the folder of static files.
+    assert "enableAgentApi" not in code and "enableStaticServing" not in code and "trustedUserHeaders" not in code
 
 
 def test_shared_studio_without_a_password_does_not_start(started: list[list[str]], workspace: Workspace,

@@ -154,6 +154,19 @@ def test_sessions_are_kept_without_their_tokens_and_end_when_told_to(tmp_path: P
         assert again.visitor(wrong) is None
 
 
+def test_a_student_who_signs_in_again_and_again_pushes_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.access.sessions._MOST", 30)
+    clock = Clock()
+    sessions = Sessions(tmp_path / "sessions.json", clock)
+    teacher, ben = sessions.sign_in("teacher"), sessions.sign_in("student", "ben")
+    own = []
+    for _ in range(40):
+        clock.now += 1
+        own.append(sessions.sign_in("student", "ana"))
+    assert sessions.visitor(teacher) and sessions.visitor(ben)
+    assert [sessions.visitor(token) is not None for token in own] == [False] * 20 + [True] * 20
+
+
 def test_code_of_a_class_is_read_by_its_owner_only(workspace: Workspace) -> None:
     room = Classroom.open(workspace)
     room.change(leaderboard_is_shown=False)
