@@ -1,15 +1,17 @@
 """Keep secrets out of what is written: logs, states, events, errors, recipes, `environment.json`.
 
 Secrets come from the environment or a library's own login. What is masked: the values of environment variables that are named like
-secrets, tokens of well-known shapes, and passwords inside addresses.
+secrets, tokens of well-known shapes, passwords and tokens inside addresses, and what stands in a header for a key.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 MASK = "***"
@@ -19,17 +21,33 @@ _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|sk-[A-Za-z0-9_-]{20,}"  # OpenAI and others
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
-    r"|AKIA[0-9A-Z]{16}|xox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|AIza[A-Za-z0-9_-]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}|nvapi-[A-Za-z0-9_-]{20,}"
+    r"|ms-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # ModelScope
     r"|eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{5,})")  # a JSON web token
 _BEARER = re.compile(r"(?i)\b(authorization\s*[:=]\s*[\"']?(?:bearer|basic)\s+|bearer\s+)[A-Za-z0-9._~+/=-]{8,}")
+_KEY_HEADER = re.compile(r"(?i)\b((?:x-api-key|api-key|x-auth-token|private-token|set-cookie|cookie)\b[\"']?\s{0,5}[:=]\s{0,5}[\"']?)"
+                         r"[^\s\"',;]{8,}")
+# Signed addresses of a storage are tokens as well: a library's message often quotes one whole.
+_IN_QUERY = re.compile(r"(?i)([?&;](?:[a-z0-9_-]{0,40}(?:token|secret|password|passwd|signature|credential|api[_-]?key)|key|sig|policy)=)"
+                       r"[^&\s\"'<>]{4,}")
+_NAME_AS_TOKEN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://)[^\s/:@\"']{20,}@")  # https://TOKEN@host
 _IN_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://)(?P<user>[^\s/:@\"']*):(?P<password>[^\s/@\"']+)@")
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
     """The values of the environment that must not be written, longest first."""
     found = {value.strip() for name, value in (os.environ if environment is None else environment).items()
-             if _NAMED_LIKE_SECRETS.search(name) and len(value.strip()) >= _SHORTEST and not value.strip().startswith("/")}
+             if _NAMED_LIKE_SECRETS.search(name) and len(value.strip()) >= _SHORTEST and not _is_path(value.strip())}
     return sorted(found, key=len, reverse=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _is_path(value: str) -> bool:
+    """Whether a value such as SSH_AUTH_SOCK's only says where something lies; one secret in 64 begins with a slash, too."""
+    try:
+        return value.startswith("/") and Path(value).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def redact(text: str) -> str:
@@ -37,6 +55,7 @@ def redact(text: str) -> str:
     for value in secret_values():
         text = text.replace(value, MASK)
     text = _BEARER.sub(rf"\1{MASK}", _SHAPES.sub(MASK, text))
+    text = _NAME_AS_TOKEN.sub(rf"\g<scheme>{MASK}@", _IN_QUERY.sub(rf"\1{MASK}", _KEY_HEADER.sub(rf"\1{MASK}", text)))
     return _IN_ADDRESS.sub(rf"\g<scheme>\g<user>:{MASK}@", text)
 
 

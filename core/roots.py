@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from core.classroom.place import models_home
 from core.errors import StudioError
 from core.workspace import Workspace
 
+_NAME_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 # Set by `sweetspot studio`, inherited by the workers it starts: the named folders, joined by `os.pathsep`; unset means no limit.
 ROOTS = "SWEETSPOT_ROOTS"
 
@@ -41,9 +43,11 @@ def allowed_roots(workspace: Workspace) -> list[Path] | None:
 
 
 def check_source(workspace: Workspace, source: str) -> None:
-    """`check_path` for what may also be the name of something on a hub: `owner/name` that is no path here passes."""
+    """`check_path` for what may also be the name of something on a hub: `owner/name` that is no path here passes, and so does nothing."""
+    if not source:
+        return
     try:
-        is_path = source.startswith(("/", ".", "~")) or "\\" in source or Path(source).exists()
+        is_path = not _NAME_ON_HUB.fullmatch(source) or Path(source).exists()
     except (OSError, ValueError):
         is_path = True
     if is_path:

@@ -59,7 +59,7 @@ class Gate:
         """The gate's own answer; None when the studio shall answer."""
         if not self.door.knows_host(request.headers.get("host")):
             return PlainTextResponse("This server has another name. Start it with --host NAME to allow this one.\n", status_code=400)
-        path = request.url.path
+        path = request.scope["path"]  # not request.url, which is put together from the Host header
         if path == SIGN_IN and request.method in ("GET", "HEAD"):
             return self._page(request)
         if path == SIGN_IN and request.method == "POST":
@@ -130,15 +130,38 @@ class Gate:
     async def _websocket(self, scope: Scope, receive: Callable, send: Callable) -> None:
         request = Request({**scope, "type": "http", "method": "GET"})
         token = request.cookies.get(cookie_name())
-        if not self.door.knows_host(request.headers.get("host")) or self.door.sessions.visitor(token) is None:
-            await receive()  # the handshake; closed before it is accepted, the browser sees 403
-            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        # Streamlit itself would take every port of this machine for the same site, and the cookie comes along from all of them.
+        is_ours = self.door.knows_host(request.headers.get("host")) and _same_origin(request)
+        if not is_ours or self.door.sessions.visitor(token) is None:
+            await _refuse(receive, send)
             return
         line = _Line(self.door, str(token), receive, send)
         try:
             await self.app(scope, line.receive, line.send)
         finally:
             line.hang_up()
+
+
+class OwnPages:
+    """ASGI middleware of a studio without a gate, which serves its own machine: other sites and other ports open no websocket to it.
+
+    Streamlit itself would let every port of this machine in, and would ask a server outside for this machine's address to compare others.
+    """
+
+    def __init__(self, app: Callable) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "websocket" and not _same_origin(Request({**scope, "type": "http", "method": "GET"})):
+            await _refuse(receive, send)
+        else:
+            await self.app(scope, receive, _with_headers(send) if scope["type"] == "http" else send)
+
+
+async def _refuse(receive: Callable, send: Callable) -> None:
+    """Close a websocket before it is accepted: the browser sees 403."""
+    await receive()
+    await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
 
 
 class _Line:
@@ -226,14 +249,20 @@ async def _read_form(request: Request) -> dict[str, str] | None:
 
 
 def _same_origin(request: Request) -> bool:
-    """Whether a form comes from our own page. Browsers name the origin of every POST."""
+    """Whether a form or a websocket comes from our own page. Browsers name the origin of every POST and of every websocket."""
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    except ValueError:  # such as http://[
+        return False
 
 
 def _local_path(wanted: str) -> str:
     """`wanted` when it is a page of this studio, else the first page: a link must not lead through here to elsewhere."""
-    parts = urlsplit(wanted)
+    try:
+        parts = urlsplit(wanted)
+    except ValueError:  # such as //[
+        return "/"
     is_local = wanted.startswith("/") and not wanted.startswith(("//", "/\\")) and not parts.netloc and not parts.scheme
     is_page = not wanted.startswith((SIGN_IN, SIGN_OUT, "/_stcore", "/media"))
     return wanted if is_local and is_page and wanted.isprintable() and "\\" not in wanted else "/"

@@ -46,20 +46,22 @@ def launch(port: int = DEFAULT_PORT, extra: Sequence[str] = (), *, address: str 
     os.chdir(CHECKOUT)
     sys.stdout.flush()
     is_gated = bool((environment or {}).get("SWEETSPOT_GATE"))
-    assert is_gated or address == ADDRESS, "nobody is served on another address without a gate"
+    if not is_gated and address != ADDRESS:
+        raise AssertionError("nobody is served on another address without a gate")
     if address != ADDRESS:
         # Streamlit would ask a server outside for this machine's public address, to print it.
         shown = next(iter(machine_addresses()), "localhost") if address in EVERYWHERE else address
-        extra = [f"--server.address={address}", f"--browser.serverAddress={shown}",
-                 *(f"--server.allowedHosts={host}" for host in hosts), *extra]
+        extra = [f"--server.address={address}", f"--browser.serverAddress={shown}", *extra]
     if is_gated:  # what thirty people upload at once is held in memory
         extra = [f"--server.maxUploadSize={SHARED_UPLOAD_MB}", *extra]
+    # Behind a proxy on this machine, too, browsers use the names that were given.
+    extra = [*(f"--server.allowedHosts={host}" for host in hosts), *extra]
     os.environ.update(environment or {})
-    os.execv(sys.executable, server_command(port, extra, is_gated))
+    os.execv(sys.executable, server_command(port, extra))
 
 
-def server_command(port: int, extra: Sequence[str] = (), is_gated: bool = False) -> list[str]:
-    script = str(CHECKOUT / "studio" / ("served.py" if is_gated else "app.py"))
+def server_command(port: int, extra: Sequence[str] = ()) -> list[str]:
+    script = str(CHECKOUT / "studio" / "served.py")
     return [sys.executable, "-m", "streamlit", "run", script, f"--server.port={port}", *extra]
 
 

@@ -48,8 +48,12 @@ class Door:
     hosts: frozenset[str] = field(default_factory=frozenset)
 
     def knows_host(self, host: str | None) -> bool:
+        """Whether a Host header is a name of this server, with or without a port, and nothing else besides."""
         try:
-            name = urlsplit(f"//{host or ''}").hostname or ""
+            parts = urlsplit(f"//{host or ''}")
+            name = parts.hostname or ""
+            if set(host or "") & set("/?#@\\") or (parts.port or 0) < 0:
+                return False
         except ValueError:
             return False
         return not self.hosts or name.lower().rstrip(".") in self.hosts

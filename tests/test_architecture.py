@@ -7,6 +7,7 @@ What the server imports stays free of torch. No file starts a shell, unpickles, 
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,8 @@ def test_the_one_reader_of_pickles_has_an_allow_list() -> None:
     tree = tree_of(READS_PICKLES)
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and any("Unpickler" in ast.unparse(b) for b in node.bases)]
     assert [[f.name for f in node.body if isinstance(f, ast.FunctionDef)] for node in classes] == [["find_class"]]
+    given = {ast.unparse(node.value) for node in ast.walk(classes[0]) if isinstance(node, ast.Return) and node.value}
+    assert given == {"_ALLOWED[module, name]", "Placeholder"}, "a name of the file becomes an object of the list, or nothing"
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in ("pickle.load", "pickle.loads")]
 
 
@@ -205,6 +208,8 @@ def fault_of(call: ast.Call, reads_yaml: bool) -> str:
         return f"starts a shell by {name}"
     if "trust_remote_code" in words and not keyword_is(call, "trust_remote_code", False):
         return "may run code that came with a model"
+    if re.search(r"(^|\.)Auto\w*\.from_(pretrained|config)$", name) and "trust_remote_code" not in words:
+        return "asks whoever sits at a terminal whether to run code that came with a model"
     if "allow_pickle" in words and not keyword_is(call, "allow_pickle", False):
         return "may unpickle"
     if name == "torch.load" and not keyword_is(call, "weights_only", True):
@@ -218,6 +223,7 @@ def fault_of(call: ast.Call, reads_yaml: bool) -> str:
 
 @pytest.mark.parametrize("source", [
     "subprocess.run('ls', shell=True)", "os.system('ls')", "f(trust_remote_code=flag)", "torch.load(path)",
+    "AutoModel.from_pretrained(folder)",
     "torch.load(path, weights_only=False)", "np.load(path, allow_pickle=True)", "eval('1')",
     "yaml.load(text)",
 ])

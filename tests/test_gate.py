@@ -15,7 +15,7 @@ from core.access.password import set_password
 from core.access.sessions import Sessions
 from core.classroom.room import Classroom
 from core.workspace import Workspace
-from studio.gate import Gate, _local_path
+from studio.gate import Gate, OwnPages, _local_path
 from studio.visitors import Door, cookie_name
 
 PASSWORD = "correct horse"
@@ -171,7 +171,7 @@ def test_cookie_is_out_of_reach_for_scripts_and_other_sites(studio: Studio) -> N
 
 
 @pytest.mark.parametrize("where", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/sign-out",
-                                   "/_stcore/stream", "", "data", "/a\r\nSet-Cookie: x=1"])
+                                   "/_stcore/stream", "", "data", "/a\r\nSet-Cookie: x=1", "//[", "https://[", "//\u2100"])
 def test_sign_in_never_leads_elsewhere(where: str) -> None:
     assert _local_path(where) == "/"
 
@@ -198,7 +198,9 @@ def test_a_student_cannot_guess_the_teacher_s_password_between_sign_ins_of_the_o
 @pytest.mark.parametrize("form", [{}, {"password": ""}, {"name": "Ana"}, {"password": "x" * 5000}, {"request": "x", "status": "1"}])
 def test_odd_forms_let_nobody_in(studio: Studio, form: dict) -> None:
     assert studio.sign_in(**form).status in (400, 403)
-    assert studio.ask("/sign-in", "POST", form, origin="http://evil.example").status == 403
+    for origin in ("http://evil.example", "http://[", "null", "http://studio"):
+        assert studio.ask("/sign-in", "POST", form, origin=origin).status == 403
+    assert studio.ask("/sign-in?next=//[").status == 200
 
 
 def test_script_in_a_name_or_link_is_shown_as_text(school: Studio) -> None:
@@ -224,6 +226,35 @@ def test_unknown_host_is_refused(workspace: Workspace) -> None:
     assert studio.ask("/sign-in", host="evil.example").status == 400
     cookie = cookie_of(studio.sign_in(password=PASSWORD))
     assert [message["type"] for message in studio.talk([], cookie, host="evil.example")] == ["websocket.close"]
+
+
+@pytest.mark.parametrize("host", ["studio/_stcore/health?", "studio/sign-in#", "x@studio", "studio?", "[", "studio:99999999", ""])
+def test_a_host_header_names_a_host_and_nothing_else(workspace: Workspace, host: str) -> None:
+    """Some libraries put the path of a request together from it: it must not lead past the gate."""
+    studio = Studio(workspace, hosts=("studio",))
+    for path in ("/", "/media/x", "/sign-in"):
+        answer = studio.ask(path, host=host)
+        assert answer.status == 400 and studio.behind.reached == [], path
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://studio:8888", "http://localhost:6006", "null", "http://[",
+                                    "studio:6006"])
+def test_no_other_page_opens_a_websocket_with_a_visitor_s_cookie(studio: Studio, origin: str) -> None:
+    """A browser sends the cookie of one port to all ports of a machine, and calls them the same site."""
+    cookie = cookie_of(studio.sign_in(password=PASSWORD))
+    assert [message["type"] for message in studio.talk([], cookie, origin=origin)] == ["websocket.close"]
+    assert studio.behind.reached == []
+    assert studio.talk([], cookie, origin="http://studio:6006")[0]["type"] == "websocket.accept"
+
+
+def test_without_a_gate_only_the_studio_s_own_pages_open_a_websocket(studio: Studio) -> None:
+    studio.gate = OwnPages(studio.behind)
+    for origin in ("http://evil.example", "http://studio:8888", "http://["):
+        assert [message["type"] for message in studio.talk([], origin=origin)] == ["websocket.close"]
+    assert studio.behind.reached == []
+    assert studio.talk([], origin="http://studio:6006")[0]["type"] == "websocket.accept"
+    answer = studio.ask("/data")
+    assert answer.body == "inside" and answer.headers["x-frame-options"] == "SAMEORIGIN"
 
 
 def test_sign_out_ends_the_session_and_needs_more_than_a_link(studio: Studio) -> None:

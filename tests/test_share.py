@@ -8,6 +8,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -19,6 +20,8 @@ from studio import launch
 from studio.cli import app
 from studio.commands import share
 from studio.commands.share import PROXIES, prepare_password, what_is_reachable
+from studio.gate import Gate, OwnPages
+from studio.visitors import GATE
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def run(*arguments: str) -> None:
 def test_nothing_is_shared_unless_it_is_said(started: list[list[str]], workspace: Workspace) -> None:
     run("studio", "--port", "0")
     (line,) = started
-    assert line[4].endswith("studio/app.py") and not any("address" in part for part in line)
+    assert line[4].endswith("studio/served.py") and not any("address" in part or "Hosts" in part for part in line)
     assert os.environ["SWEETSPOT_GATE"] == "" and stored_password(workspace) is None
 
 
@@ -68,8 +71,26 @@ def test_shared_studio_stands_behind_the_gate_and_its_password_in_no_command_lin
     assert re.search(r"code [A-Z2-9]{4}-[A-Z2-9]{4}", said)
 
 
+def test_proxy_on_this_machine_may_call_it_by_the_name_that_was_given(started: list[list[str]], workspace: Workspace,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEETSPOT_PASSWORD", "correct horse")
+    run("studio", "--share", "--address", "127.0.0.1", "--port", "0", "--host", "studio.example.org")
+    (line,) = started
+    assert "--server.allowedHosts=studio.example.org" in line and not any("server.address" in part for part in line)
+    assert "studio.example.org" in os.environ["SWEETSPOT_HOSTS"].split(",")
+
+
+def test_served_pages_stand_behind_a_gate_or_are_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[type] = []
+    monkeypatch.setattr("streamlit.App", lambda script, middleware: made.extend(one.cls for one in middleware))
+    for gate, kind in (("", OwnPages), ("share", Gate), ("class", Gate)):
+        monkeypatch.setenv(GATE, gate)
+        run_path(str(Path(launch.__file__).with_name("served.py")))
+        assert made.pop() is kind and made == []
+
+
 @pytest.mark.parametrize(("arguments", "address", "counted"), [
-    (["--class"], "127.0.0.1", "127.0.0.1"), (["--share"], "10.0.0.9", "10.0.0.9"),
+    (["--class"], "127.0.0.1", "127.0.0.1"), (["--share"], "127.0.0.1", "127.0.0.1"), (["--share"], "10.0.0.9", "10.0.0.9"),
     (["--share", "--address", "127.0.0.1"], "127.0.0.1", "6.6.6.6")])
 def test_nobody_but_a_proxy_says_who_is_counted(arguments: list[str], address: str, counted: str, started: list[list[str]],
                                                 workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,9 +98,7 @@ def test_nobody_but_a_proxy_says_who_is_counted(arguments: list[str], address: s
     import uvicorn
 
     monkeypatch.setenv("SWEETSPOT_PASSWORD", "correct horse")
-    monkeypatch.setenv(PROXIES, "")
-    if arguments[-1] == "127.0.0.1":  # as it is where nobody has set it
-        monkeypatch.delenv(PROXIES)
+    monkeypatch.delenv(PROXIES)  # as it is where nobody has set it: the web server then believes whoever seems to be on this machine
     run("studio", "--port", "0", *arguments)
     assert len(started) == 1
     seen: list[str] = []
@@ -98,6 +117,8 @@ def test_protection_against_other_sites_is_never_switched_off() -> None:
     settings = (Path(launch.__file__).resolve().parents[1] / ".streamlit" / "config.toml").read_text(encoding="utf-8")
     code = "\n".join(line for line in settings.splitlines() if not line.startswith("#"))
     assert "enableCORS" not in code and "enableXsrfProtection" not in code and 'address = "127.0.0.1"' in code
+    # Streamlit's other doors, shut unless they are opened: its agents' API and the folder of static files.
+    assert "enableAgentApi" not in code and "enableStaticServing" not in code and "trustedUserHeaders" not in code
 
 
 def test_shared_studio_without_a_password_does_not_start(started: list[list[str]], workspace: Workspace,

@@ -21,6 +21,7 @@ IDLE_SECONDS = 2 * 3600.0
 ABSOLUTE_SECONDS = 12 * 3600.0
 _SEEN_EVERY_SECONDS = 60.0  # the file need not know each click
 _MOST = 2000
+_MOST_OF_ONE_STUDENT = 20  # who signs in again and again must not push the others out
 
 Role = Literal["owner", "teacher", "student"]
 
@@ -54,6 +55,11 @@ class Sessions:
         """A new session; returns the token for the cookie, which is kept nowhere."""
         token, now = secrets.token_urlsafe(32), self._clock()
         with self._lock:
+            if role == "student":
+                own = sorted((key for key, known in self._visitors.items() if known.student == student),
+                             key=lambda key: self._visitors[key].seen)
+                for key in own[:max(0, len(own) - _MOST_OF_ONE_STUDENT + 1)]:
+                    del self._visitors[key]
             self._visitors[_digest(token)] = Visitor(role=role, student=student, created=now, seen=now)
             self._keep(now)
         return token

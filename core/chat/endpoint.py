@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from core.chat.proof import Proof
 from core.chat.request import Sampled
 from core.errors import StudioError
+from core.redact import redact
 from core.words import Text
 
 PREFIX = "endpoint:"
@@ -207,7 +208,7 @@ def _headers(endpoint: Endpoint) -> dict[str, str]:
 def _refusal(endpoint: Endpoint, response: http.client.HTTPResponse) -> StudioError:
     try:
         error = json.loads(response.read(_MOST_ERROR_BYTES))["error"]
-        said = str(error["message"] if isinstance(error, dict) else error)[:300]
+        said = redact(str(error["message"] if isinstance(error, dict) else error))[:300]  # it may quote the key
     except (ValueError, KeyError, TypeError):
         said = response.reason or "-"
     if response.status in (401, 403):
@@ -233,6 +234,7 @@ def _read_chunk(endpoint: Endpoint, data: bytes) -> dict[str, Any]:
                           url=endpoint.url) from error
     if chunk.get("error"):
         said = chunk["error"].get("message", "-") if isinstance(chunk["error"], dict) else str(chunk["error"])
-        raise StudioError("{url} broke off: {said}", "Ask again; its own log may tell why.", url=endpoint.url, said=str(said)[:300])
+        raise StudioError("{url} broke off: {said}", "Ask again; its own log may tell why.", url=endpoint.url,
+                          said=redact(str(said))[:300])
     return chunk
 

@@ -40,6 +40,7 @@ from core.chat.handle import HANDLE, Handle, remove_handle, write_handle
 from core.chat.request import MOST_BYTES, MOST_MODELS, ChatRequest, read_request
 from core.errors import StudioError
 from core.jobs.process import ProcessIdentity
+from core.redact import RedactedStream, redact
 from core.words import Text
 from core.workspace import Workspace, read_json
 
@@ -171,7 +172,7 @@ class ChatServer(ThreadingHTTPServer):
 
     def unforeseen(self, error: Exception) -> StudioError:
         return Unforeseen("It ended with an error nobody foresaw: {kind}: {text}", "The last lines of its log tell more: {log}.",
-                          kind=type(error).__name__, text=str(error)[:300] or "-", log=self.folder / "log.txt")
+                          kind=type(error).__name__, text=redact(str(error))[:300] or "-", log=self.folder / "log.txt")
 
     def _device(self) -> str:
         """The GPU unless a job needs it, else the processor."""
@@ -336,6 +337,7 @@ def _read_terms(arguments: argparse.Namespace) -> Terms:
 
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--idle", type=float, default=IDLE_SECONDS, help="seconds without a question after which the process ends")

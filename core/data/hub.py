@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from core.data.records import Record
@@ -41,14 +41,20 @@ def hub_records(source: str, subset: str | None = None, split: str | None = None
     Raises:
         StudioError: it cannot be reached, does not exist, or has no such subset or split.
     """
-    from datasets import load_dataset
+    from datasets import load_dataset_builder
     from huggingface_hub import HfApi
 
     folder = Path(source).expanduser()
     try:
-        if not folder.is_dir():
-            HfApi().dataset_info(source, timeout=_SECONDS)  # asked once; `datasets` itself would try for half a minute
-        loaded = load_dataset(str(folder) if folder.is_dir() else source, subset, streaming=True)
+        if folder.is_dir():
+            own, card = str(folder.resolve()) + "/", _card_of(folder)
+        else:
+            about = HfApi().dataset_info(source, timeout=_SECONDS)  # asked once; `datasets` itself would try for half a minute
+            own, card = f"hf://datasets/{about.id}@", dict(about.card_data.to_dict() if about.card_data else {})
+        _refuse_foreign(source, _named_in(card), "")  # before anybody is asked for them
+        builder = load_dataset_builder(str(folder) if folder.is_dir() else source, subset)
+        _refuse_foreign(source, (str(name) for names in (builder.config.data_files or {}).values() for name in names), own)
+        loaded = builder.as_streaming_dataset()
         names = list(loaded)
         wanted = split or ("train" if "train" in names else names[0])
         if wanted not in names or (split is None and wanted != "train" and len(names) > 1):
@@ -61,6 +67,51 @@ def hub_records(source: str, subset: str | None = None, split: str | None = None
         raise _explained(error, source) from error
     info = chosen.info.splits or {}
     return _records(chosen, source), info[wanted].num_examples or 0 if wanted in info else 0
+
+
+def _card_of(folder: Path) -> dict[str, Any]:
+    """What the README.md of a folder says about its files; nothing where there is none."""
+    from huggingface_hub import DatasetCard
+
+    return DatasetCard.load(folder / "README.md").data.to_dict() if (folder / "README.md").is_file() else {}
+
+
+def _named_in(value: Any) -> Iterator[str]:
+    """The files and patterns that a set's card names, for all its configurations."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _texts_in(part) if name in ("data_files", "data_dir") else _named_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _named_in(part)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(part)
+
+
+def _refuse_foreign(source: str, files: Iterable[str], own: str) -> None:
+    """A set says itself of which files it consists, and could name any file of this machine, or any address.
+
+    Args:
+        own: how the names of its own files begin; empty for names that are relative to it.
+
+    Raises:
+        StudioError: one of them is neither in its folder nor in its repository.
+    """
+    for name in files:
+        place = name.rpartition("::")[2]  # of a file in an archive: which archive
+        if own.startswith("/"):
+            is_own = "://" not in place and f"{Path(place).resolve()}/".startswith(own)
+        else:
+            is_own = place.startswith(own) if own else "://" not in place and not place.startswith(("/", "~"))
+        if not is_own or ".." in PurePosixPath(place).parts:
+            raise StudioError("The set {source} names {file}, which is no file of its own; nothing was read.",
+                              "Look at what its README.md says about data files.", source=source, file=name[:200])
 
 
 def _records(rows: Any, source: str) -> Iterator[Record]:

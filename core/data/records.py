@@ -18,6 +18,8 @@ from core.words import Text
 
 _SAMPLE_LINES, _SAMPLE = 20, 1 << 18
 LARGEST_OBJECT = 500_000_000  # bytes of a file that is one JSON object and must be held as a whole
+# Parquet packs well, but not as well as a bomb does.
+_MOST_ROWS_PER_BYTE, _MOST_UNPACKED_TIMES, _ALWAYS_UNPACKED = 1000, 500, 200_000_000
 _LARGEST_YAML, _LONGEST_DOCUMENT = 20_000_000, 200_000
 _WRAPPERS = ("data", "rows", "train", "examples", "items", "conversations", "instances")
 _LINE, _ENTRY, _ROW, _DOCUMENT = "line {number}", "entry {number}", "row {number}", "document {number}"
@@ -316,7 +318,11 @@ def _parquet(facts: FileFacts) -> Opened:
     except unreadable as error:
         raise StudioError("The Parquet file {name} cannot be read: {reason}.", "Fetch it again; it may be cut off.", name=facts.name,
                           reason=_first_line(error)) from error
-    total = file.metadata.num_rows
+    total, unpacked = file.metadata.num_rows, sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
+    if total > _MOST_ROWS_PER_BYTE * facts.size or unpacked > max(_MOST_UNPACKED_TIMES * facts.size, _ALWAYS_UNPACKED):
+        raise StudioError("The Parquet file {name} cannot be read: {reason}.", "Fetch it again; it may be cut off.", name=facts.name,
+                          reason=Text("it says of itself that its {size} bytes hold {rows} rows of {unpacked} bytes together",
+                                      size=facts.size, rows=total, unpacked=unpacked))
 
     def rows() -> Iterator[Record]:
         nonlocal done

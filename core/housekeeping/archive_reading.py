@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 import uuid
@@ -27,6 +28,8 @@ from core.workspace import Workspace, explain_full_disk, write_text
 MOST_FILES = 200_000
 _MOST_DEPTH = 12
 _MOST_NAME_BYTES = 255
+# What runs, datasets and models are called stands in the commands that pages and messages show, for people to copy into a shell.
+_NAME = re.compile(r"\w[\w .-]*")
 _MOST_MANIFEST_BYTES = 128 << 20
 _BLOCK_BYTES = 1 << 20
 # A longer name or comment is none: tarfile reads one at a time into memory.
@@ -83,6 +86,8 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _Header:
         header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.InvalidHeaderError("a size below zero")
         if header.type in _EXTENDED and header.size > _MOST_HEADER_BYTES:
             raise StudioError("The archive has a header of {size} bytes; it is damaged, or made to do harm.", "Nothing was taken in.",
                               size=header.size)
@@ -111,7 +116,7 @@ def _unpack(path: Path, inbox: Path, limit: int) -> dict[str, str]:
                     if len(hashes) >= MOST_FILES:
                         raise StudioError("The archive holds more than {most} files; nothing was taken in.", "Export single runs instead.",
                                           most=MOST_FILES)
-                    limit -= member.size
+                    limit -= max(0, member.size)
                     if limit < 0:
                         raise _too_large()
                     hashes[member.name] = _unpack_one(archive, member, inbox)
@@ -158,7 +163,7 @@ def _safe_parts(name: str) -> tuple[str, ...]:
     """
     parts = PurePosixPath(name).parts
     is_safe = (
-        1 < len(parts) <= _MOST_DEPTH and parts[0] in PARTS and "/".join(parts) == name and not any(
+        1 < len(parts) <= _MOST_DEPTH and parts[0] in PARTS and _NAME.fullmatch(parts[1]) and "/".join(parts) == name and not any(
             part in ("", ".", "..") or part.startswith(".") or "\\" in part or "\0" in part or len(part.encode()) > _MOST_NAME_BYTES
             for part in parts))
     if not is_safe:

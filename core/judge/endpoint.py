@@ -60,7 +60,9 @@ class Endpoint:
         if (key := os.environ.get(KEY_VARIABLE)) and is_own_or_named(Address(url, check["model"]), URL_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
+        # What goes to this machine goes there directly: a proxy of the environment would see the key.
+        proxies = urllib.request.ProxyHandler({} if is_own_or_named(Address(url, check["model"]), "") else None)
+        with urllib.request.build_opener(_NoRedirect, proxies).open(request, timeout=self.timeout) as response:
             return str(json.loads(self._read(response))["choices"][0]["message"]["content"])
 
     def _read(self, response: HTTPResponse) -> bytes:

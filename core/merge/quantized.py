@@ -41,7 +41,8 @@ def _quantised_names(base: Path) -> set[str]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False),
+                                                 trust_remote_code=False)
     head = model.get_output_embeddings()
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
 

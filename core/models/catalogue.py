@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +53,13 @@ def find_base(workspace: Workspace, source: str) -> Path:
         return folder.resolve() if folder.is_symlink() else folder  # of a class: the same folder for everybody
     if source.startswith(("/", ".", "~")):
         folder = Path(source)
-        try:
-            folder = folder.expanduser()
-        except RuntimeError:
-            pass  # the home of a user who does not exist
+        with suppress(RuntimeError):  # the home of a user who does not exist
+            # Looked at before anything is said of what lies there: not even whether it exists is a stranger's to know.
+            folder = check_path(workspace, folder.expanduser())
         if not is_folder(folder):
             raise StudioError("There is no model folder at {folder}.", "`sweetspot models list` shows the models that are here.",
-                              folder=folder)
-        return check_path(workspace, folder)
+                              folder=source)
+        return folder
     if source.startswith(HUB) and is_hub_id(source.removeprefix(HUB)):
         return _from_hub(source.removeprefix(HUB))
     refuse_two_meanings(source)

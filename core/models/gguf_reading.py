@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import StudioError
+from core.models.gguf_check import check_gguf
 from core.models.portable import CLASS_OF_BOTH, make_portable
 from core.workspace import read_json, write_json
 
@@ -31,6 +32,7 @@ def read_gguf_header(path: Path) -> dict[str, Any]:
 
     if not is_gguf(path):
         raise StudioError("{path} is no GGUF file.", "Choose a file that ends in .gguf, or the model's folder.", path=path)
+    check_gguf(path)
     try:
         reader = GGUFReader(path)
         field = {name: part.contents() for name, part in reader.fields.items() if not name.startswith("tokenizer.ggml.")}
@@ -54,9 +56,11 @@ def load_gguf(source: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_gguf(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
+        quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32,
+                                                         trust_remote_code=False)
     except (ValueError, KeyError, OSError, NotImplementedError, TypeError, IndexError, RuntimeError) as error:
         raise StudioError("{path} cannot be read: {reason}.", "It may be of an architecture or a quantisation that transformers does "
                           "not read; take the model's folder instead.", path=source,
@@ -73,7 +77,7 @@ def as_plain_model(quantised: Any) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.load_state_dict(quantised.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = quantised.generation_config

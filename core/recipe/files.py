@@ -275,8 +275,8 @@ def recipe_path(workspace: Workspace, ref: str) -> Path:
         for folder in (workspace.recipes, _PRESETS):
             if _is_file(folder / f"{ref}.yaml"):
                 return folder / f"{ref}.yaml"
-    elif _is_file(Path(ref).expanduser()):
-        return check_path(workspace, Path(ref))
+    elif _is_file(path := check_path(workspace, Path(ref))):
+        return path
     known = [*list_recipes(workspace), *(preset.name for preset in presets())]
     guess = difflib.get_close_matches(Path(ref).stem if is_path else ref, known, 1, 0.5)
     if is_path:

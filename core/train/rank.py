@@ -18,6 +18,7 @@ from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import unexpected
 from core.models.load import choose_device
+from core.redact import RedactedStream, redact_data
 from core.runs import Run
 from core.train.fit import OutOfMemory
 from core.train.ranks import Ranks
@@ -101,9 +102,10 @@ def _say_why(run: Run | None, ranks: Ranks, error: BaseException) -> None:
     if run is not None:
         smaller = error.smaller if isinstance(error, OutOfMemory) else None
         write_json(folder_of(run) / f"failed-{ranks.index}.json", {
-            "rank": ranks.index, "time": time.time(), "is_known": isinstance(error, StudioError), **known.to_json(),
+            "rank": ranks.index, "time": time.time(), "is_known": isinstance(error, StudioError), **redact_data(known.to_json()),
             "fit": None if smaller is None else {"tokens": smaller.tokens, "rows": smaller.rows}})
 
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     main(sys.argv[1])

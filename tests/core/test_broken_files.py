@@ -48,12 +48,12 @@ def talk(*turns: tuple[str, object]) -> dict:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def parquet(columns: dict[str, list]) -> bytes:
+def parquet(columns: dict[str, list], packed: str = "snappy") -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(pa.table(columns), sink, compression=packed)
     return sink.getvalue()
 
 
@@ -243,3 +243,16 @@ def test_texts_come_through_as_they_were(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(CASES[name][0])
         assert read(path)[1][0]["messages"][0]["content"] == text, name
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(parquet({"question": ["x" * 4_000_000], "answer": ["Me."]}, "zstd"))
+    assert len(read(path)[1]) == 1, "small enough as it is, however well it is packed"
+    monkeypatch.setattr("core.data.records._ALWAYS_UNPACKED", 1_000_000)
+    with pytest.raises(StudioError, match=r"1 rows of 40\d{5} bytes"):
+        read(path)
+    path.write_bytes(parquet({"question": ["Who?"] * 300_000, "answer": ["Me."] * 300_000}, "zstd"))
+    monkeypatch.setattr("core.data.records._MOST_ROWS_PER_BYTE", 1)
+    with pytest.raises(StudioError, match="300000 rows"):
+        read(path)

@@ -29,7 +29,7 @@ from core.jobs.launch import start_job, wait_for_job
 from core.jobs.queue import hold_device
 from core.models.catalogue import find_base, find_model, list_models
 from core.recipe.files import recipe_path
-from core.roots import ROOTS, check_path, read_roots
+from core.roots import ROOTS, check_path, check_source, read_roots
 from core.runs import find_run
 from core.workspace import Workspace
 
@@ -140,10 +140,12 @@ def test_no_student_comes_to_the_data_of_another(two: tuple[Workspace, Workspace
             load_dataset(ana, reference)
         with pytest.raises(StudioError):
             find_run(ana, reference)
-    for source in (str(secret), "../ben/secret.jsonl", f"{ana.root}/../ben/secret.jsonl", str(ben.root)):
+    check_source(ana, "")  # an empty field names nothing
+    check_source(ana, "owner/name")
+    for source in (str(secret), "../ben/secret.jsonl", "nothing/../../ben/secret.jsonl", f"{ana.root}/../ben/secret.jsonl", str(ben.root)):
         with pytest.raises(StudioError, match="outside the folders"):
             start_import(ana, source, "stolen")
-    for source in (str(ben.models), f"{ana.root}/../ben/models", str(tmp_path)):
+    for source in (str(ben.models), f"{ana.root}/../ben/models", str(tmp_path), "/nothing/there"):
         with pytest.raises(StudioError, match="outside the folders"):
             find_base(ana, source)
     for reference in ("../ben/runs/r1@3", f"{ben.runs}/r1@3"):

@@ -125,6 +125,15 @@ def test_whatever_goes_wrong_is_a_sentence_in_its_pane(foreign, status, body, ex
     assert expected in problem(answered(foreign.reference))
 
 
+def test_an_endpoint_that_quotes_the_key_shows_it_to_nobody(foreign, monkeypatch):
+    monkeypatch.setenv(endpoint.KEY_VARIABLE, "a-key-of-the-owner")
+    for status, body in ((400, b'{"error": {"message": "bad key a-key-of-the-owner"}}'),
+                         (200, b'data: {"error": {"message": "bad key a-key-of-the-owner"}}\n\n')):
+        foreign.status, foreign.parts = status, [body]
+        said = problem(answered(foreign.reference))
+        assert "a-key-of-the-owner" not in said and "bad key ***" in said
+
+
 def test_an_answer_without_end_is_cut(foreign, monkeypatch):
     monkeypatch.setattr(endpoint, "_MOST_ANSWER_BYTES", 2000)
     foreign.parts = [chunk("I") for _ in range(1000)]

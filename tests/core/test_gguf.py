@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from core.data.encode import Encoder
 from core.errors import StudioError
 from core.jobs.folder import JobState
 from core.jobs.worker import Recorder
-from core.models.gguf_reading import read_gguf_header
+from core.models.gguf_reading import load_gguf, read_gguf_header
 from core.workspace import Workspace, read_json, write_json
 
 LLAMA3 = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}<|eot_id|>"
@@ -158,3 +160,26 @@ def test_values_beyond_sixteen_bits_are_refused(tiny_model: Path, tmp_path: Path
     save_file(tensors | {name: torch.full_like(tensors[name], 70_000.0)}, folder / "model.safetensors")
     with pytest.raises(StudioError, match="beyond what 16-bit floats hold"):
         export(folder, tmp_path / "a.gguf", "f16")
+
+
+def gguf_with(kind: int, value: bytes, tensors: int = 0, pairs: int = 1) -> bytes:
+    """The head of a GGUF file with one pair."""
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, pairs) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", kind) + value
+
+
+@pytest.mark.parametrize("head", [
+    gguf_with(9, struct.pack("<IQ", 0, 2**62)),  # a list of numbers that is longer than the file
+    gguf_with(9, struct.pack("<IQ", 0, 6_000_000) + bytes(6_000_000)),  # each would become an object of its own
+    gguf_with(9, struct.pack("<IQ", 8, 2**40)), gguf_with(9, struct.pack("<IQ", 9, 1) * 3000),
+    gguf_with(8, struct.pack("<Q", 2**63)), gguf_with(4, bytes(4), pairs=2**60), gguf_with(4, bytes(4), tensors=2**60),
+    gguf_with(4, bytes(4), tensors=1) + struct.pack("<Q", 1) + b"t" + struct.pack("<I", 2**31), b"GGUF", b"GGUF" + bytes(20)],
+    ids=["endless list", "long list", "endless texts", "lists in lists", "endless text", "pairs", "tensors", "dimensions", "magic",
+         "zeros"])
+def test_a_gguf_file_that_says_what_cannot_be_is_refused_at_once(head: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    file.write_bytes(head)
+    began = time.thread_time()
+    for read in (read_gguf_header, load_gguf):
+        with pytest.raises(StudioError, match="is cut off or damaged"):
+            read(file)
+    assert time.thread_time() - began < 5

@@ -187,7 +187,8 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
 @pytest.mark.parametrize(("entry", "words"), [
     (member("/etc/x"), "outside"), (member("../x/y"), "outside"), (member("runs/../../x"), "outside"), (member("cache/locks/x"), "outside"),
     (member("runs/a/.hidden"), "outside"), (member("runs/" + "a/" * 20 + "b"), "outside"), (member("runs/a\\b/c"), "outside"),
-    (member("models/a/x", tarfile.SYMTYPE, "/etc"), "no plain file"),
+    (member("runs/a;reboot/x"), "outside"), (member("models/-rf/x"), "outside"), (member("datasets/$(id)/x"), "outside"),
+    (member("recipes/a\nb.yaml"), "outside"), (member("models/a/x", tarfile.SYMTYPE, "/etc"), "no plain file"),
     (member("models/a/x", tarfile.LNKTYPE, "models/a/y"), "no plain file"),
     (member("models/a/x", tarfile.CHRTYPE), "no plain file"), (member("models/a/x", tarfile.FIFOTYPE), "no plain file")])
 def test_an_archive_cannot_leave_the_workspace(workspace, tmp_path, entry, words):
@@ -206,6 +207,11 @@ def test_an_archive_that_is_a_bomb_cut_off_or_changed_is_refused(workspace, made
     header.pax_headers = {"comment": "x" * 40_000_000}
     with pytest.raises(StudioError, match="header"):
         import_archive(workspace, crafted(tmp_path / "header.tar.gz", [(header, b"x")]))
+    less = member("models/a/x")
+    less.pax_headers = {"size": "-3000000"}  # would make room for more than there is
+    with pytest.raises(StudioError):
+        import_archive(workspace, crafted(tmp_path / "less.tar.gz", [(less, b"x"), (member("models/a/big"), b"\0" * 3_000_000)]),
+                       most_bytes=1_000_000)
     twice = crafted(tmp_path / "twice.tar.gz", [(member("models/a/x"), b"1"), (member("models/a/x"), b"2")])
     with pytest.raises(StudioError, match="twice"):
         import_archive(workspace, twice)

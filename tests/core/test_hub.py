@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.data import import_job
-from core.data.hub import hub_records, is_hub_source
+from core.data.hub import _refuse_foreign, hub_records, is_hub_source
 from core.data.import_job import start_import
 from core.data.library import load_dataset
 from core.errors import StudioError
@@ -55,6 +55,32 @@ def test_what_goes_wrong_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "code" / "code.py").write_text("raise SystemExit('this must never run')", encoding="utf-8")
     with pytest.raises(StudioError):
         hub_records(str(tmp_path / "code"))
+
+
+@pytest.mark.parametrize("named", ["{outside}/secret.jsonl", "../secret.jsonl", "http://127.0.0.1:9/x.jsonl", "zip://a.jsonl::{outside}/a.zip"])
+def test_a_set_reads_no_file_that_is_not_its_own(named: str, folder: Path, tmp_path: Path) -> None:
+    """Its README.md names the files; read for a student, it would name those of others."""
+    (tmp_path / "secret.jsonl").write_text('{"question": "Where?", "answer": "Here."}\n', encoding="utf-8")
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "
+                                      f"'{named.format(outside=tmp_path)}'\n---\n", encoding="utf-8")
+    with pytest.raises(StudioError, match="which is no file of its own"):
+        hub_records(str(folder))
+
+
+def test_a_set_reads_nothing_through_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.jsonl").write_text('{"question": "Where?", "answer": "Here."}\n', encoding="utf-8")
+    (folder / "train.jsonl").unlink()
+    (folder / "train.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(StudioError, match="which is no file of its own"):
+        hub_records(str(folder))
+
+
+def test_a_set_of_the_hub_reads_its_own_repository_only() -> None:
+    own = "hf://datasets/someone/some-set@"
+    _refuse_foreign("someone/some-set", [f"{own}abc/train.jsonl", f"zip://a.csv::{own}abc/data/a.zip"], own)
+    for place in ("/etc/passwd", "hf://datasets/someone/other@abc/a.jsonl", "http://10.0.0.1/a", "s3://x/a", f"{own}abc/../../x"):
+        with pytest.raises(StudioError, match="no file of its own"):
+            _refuse_foreign("someone/some-set", [f"{own}abc/train.jsonl", place], own)
 
 
 def test_which_sources_are_sets(tmp_path: Path) -> None:

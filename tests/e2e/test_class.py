@@ -119,7 +119,8 @@ def test_two_students_and_a_teacher(school: tuple[str, Classroom], contexts: lis
     socket_headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
                       "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg=="}
     opened = {name: status(f"{url}/_stcore/stream", given, Origin=origin, **socket_headers) for name, given, origin in (
-        ("own", cookie, url), ("other site", cookie, "http://evil.example"), ("nobody", "", url))}
-    assert opened == {"own": 101, "other site": 403, "nobody": 403}
+        ("own", cookie, url), ("other site", cookie, "http://evil.example"), ("other port", cookie, "http://127.0.0.1:9"),
+        ("nobody", "", url))}
+    assert opened == {"own": 101, "other site": 403, "other port": 403, "nobody": 403}
     refused = ana.evaluate("""async () => (await fetch('/_stcore/upload_file/a/b', {method: 'PUT', body: 'x'})).status""")
     assert refused == 403, "an upload without the XSRF token"

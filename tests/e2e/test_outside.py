@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import threading
@@ -116,6 +117,17 @@ def test_an_upload_goes_through_a_forwarded_port(browser: Browser, forwarded_por
     expect(page.get_by_test_id("stMetric").first).to_be_visible(timeout=60_000)
     assert {urlsplit(url).netloc for url in recorder.urls} == {f"{host}:{forwarded_port}"}
     context.close()
+
+
+@pytest.mark.parametrize(("origin", "expected"), [("", 101), ("http://127.0.0.1:9", 403), ("http://evil.example", 403)])
+def test_no_other_page_opens_the_websocket(studio_url: str, origin: str, expected: int) -> None:
+    """Another program of this machine may serve pages too; theirs are not the studio's."""
+    connection = http.client.HTTPConnection(urlsplit(studio_url).netloc, timeout=10)
+    connection.request("GET", "/_stcore/stream", headers={
+        "Origin": origin or studio_url, "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg=="})
+    assert connection.getresponse().status == expected
+    connection.close()
 
 
 def test_another_name_is_refused(browser: Browser, studio_url: str) -> None:

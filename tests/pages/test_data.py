@@ -209,6 +209,20 @@ def test_an_upload_is_accounted_for_and_kept(workspace: Workspace, open_app: Ope
     assert [button.label for button in app.get("download_button")][-1] == "Download the 1 records left out"
 
 
+def test_served_import_says_nothing_of_an_empty_field_nor_of_what_lies_elsewhere(
+        workspace: Workspace, open_app: OpenApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEETSPOT_ROOTS", "")
+    app = open_app("data", view="import")
+    assert not app.error
+    (tmp_path / "there.jsonl").write_text("{}\n", encoding="utf-8")
+    said = []
+    for name in ("there.jsonl", "gone.jsonl"):
+        app.text_input(key="data_path").input(str(tmp_path / name)).run()
+        assert len(app.error) == 1 and "data_keep" not in [button.key for button in app.button]
+        said.append(app.error[0].value.replace(name.partition(".")[0], ""))
+    assert said[0] == said[1] and "outside the folders" in said[0]
+
+
 def test_a_path_on_the_server(workspace: Workspace, open_app: OpenApp, tmp_path: Path, no_worker: list[Path]) -> None:
     app = open_app("data", view="import")
     app.text_input(key="data_path").input(str(tmp_path / "none.json")).run()
