@@ -15,25 +15,25 @@ from studio.panels import STATE_MARKS, errors_in_words
 
 _WALL_SECONDS = 4.0
 _COLUMNS, _COLUMNS_PRESENTED = 4, 2
-_OPEN = "wall_open"  # the student whose matrix is shown
 _VERDICT_MARKS = {"recommended": ("verified", "green"), "compromise": ("balance", "orange"), "not_learned": ("hourglass_empty", "gray")}
 _OTHER_VERDICT = ("help", "gray")
 
 
 def draw_wall(room: Classroom) -> None:
-    """One card per student, drawn anew every few seconds; below it the matrix of the student who was clicked."""
+    """One card per student, drawn anew every few seconds."""
     is_presented = st.toggle(t("wall.presenter"), key="wall_presenter", help=t("wall.presenter_help"), persist_state="session")
     if not room.students():
         st.info(t("wall.nobody", code=shown_code(room)), icon=":material/person_add:")
     st.fragment(_draw_cards, run_every=_WALL_SECONDS)(room, is_presented)
-    opened = st.session_state.get(_OPEN)
-    if opened is not None and (student := room.student(opened)) is not None:
-        _draw_matrix(room, opened, student.name)
 
 
 def shown_code(room: Classroom) -> str:
     """The code of the class as it is written on a board."""
-    code = room.settings().code
+    return spaced(room.settings().code)
+
+
+def spaced(code: str) -> str:
+    """A code in two halves, which are easier to read and to type."""
     return f"{code[:4]}-{code[4:]}"
 
 
@@ -44,7 +44,7 @@ def _draw_cards(room: Classroom, is_presented: bool) -> None:
     for first in range(0, len(standings), width):
         for column, standing in zip(st.columns(width), standings[first:first + width], strict=False):
             with column, st.container(border=True, height="stretch", key=f"wall_card_{standing.student}"):
-                _draw_card(standing, is_presented)
+                _draw_card(room, standing, is_presented)
 
 
 def _draw_counts(standings: list[Standing], is_presented: bool) -> None:
@@ -57,7 +57,7 @@ def _draw_counts(standings: list[Standing], is_presented: bool) -> None:
         column.metric(t(key), count, border=is_presented)
 
 
-def _draw_card(standing: Standing, is_presented: bool) -> None:
+def _draw_card(room: Classroom, standing: Standing, is_presented: bool) -> None:
     (st.title if is_presented else st.subheader)(plain(standing.name), anchor=False)
     if standing.state == "nothing":
         st.badge(t("wall.nothing_yet"), icon=":material/hourglass_empty:", color="gray")
@@ -78,19 +78,14 @@ def _draw_card(standing: Standing, is_presented: bool) -> None:
     elif curve:
         st.metric(t("wall.loss"), f"{curve[-1]:.2f}", chart_data=curve, chart_type="line")
     if standing.run is not None and st.button(t("wall.open"), key=f"wall_open_{standing.student}", icon=":material/grid_on:",
-                                              type="tertiary", disabled=standing.verdict is None):
-        st.session_state[_OPEN] = standing.student
-        st.rerun()
+                                              type="tertiary", disabled=standing.best is None):
+        # In front of the wall, because below thirty cards nobody would see it.
+        st.dialog(t("wall.matrix_of", name=standing.name), width="large", icon=":material/grid_on:")(_draw_matrix)(room, standing.student)
 
 
-def _draw_matrix(room: Classroom, slug: str, name: str) -> None:
+def _draw_matrix(room: Classroom, slug: str) -> None:
     """Everything that the newest judged run of a student answered."""
     workspace = Workspace(room.folder / slug)
-    head, close = st.columns([5, 1], vertical_alignment="bottom")
-    head.subheader(t("wall.matrix_of", name=name), anchor=False)
-    if close.button(t("wall.close"), key="wall_close", icon=":material/close:"):
-        del st.session_state[_OPEN]
-        st.rerun()
     run = _newest_judged(workspace)
     if run is None:
         st.caption(t("wall.not_judged"))
