@@ -34,8 +34,8 @@ if written is None:
     st.stop()
 
 verdict, scores = Verdict.model_validate(written), read_scores(run)
-draw_verdict(workspace, run, verdict, scores)
 draw_share_switch(workspace, run)
+draw_verdict(workspace, run, verdict, scores)
 draw_reasons(verdict)
 draw_curves(run, verdict, scores, other)
 st.subheader(t("compare.matrix"), anchor=False)

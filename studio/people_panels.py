@@ -37,15 +37,18 @@ def _draw_list(room: Classroom, students: list[Student], settings: ClassSettings
     for one in students:
         workspace = Workspace(room.folder / one.slug)
         rows.append({student: one.name, joined: when(one.joined), runs: sum(1 for _ in workspace.runs.glob("*/spec.json")),
-                     disk: student_bytes(workspace) / 1e9})
+                     disk: student_bytes(workspace) / 1e6})
     st.dataframe(rows, hide_index=True, alt=t_plainly("wall.people_alt"), column_config={
-        disk: st.column_config.ProgressColumn(min_value=0.0, max_value=settings.disk_bytes / 1e9, format="%.2f GB")})
+        student: st.column_config.TextColumn(width="medium"),
+        disk: st.column_config.ProgressColumn(min_value=0.0, max_value=settings.disk_bytes / 1e6, format="%.0f MB")})
 
 
 def _draw_one(room: Classroom, students: list[Student]) -> None:
     """A new code for one student, or the way out of the class."""
     by_slug = {student.slug: student for student in students}
-    chosen = st.selectbox(t("wall.whom"), list(by_slug), index=None, format_func=lambda slug: by_slug[slug].name, key="wall_whom",
+    if st.session_state.get("wall_whom") not in by_slug:  # removed a moment ago
+        st.session_state["wall_whom"] = None
+    chosen = st.selectbox(t("wall.whom"), list(by_slug), format_func=lambda slug: by_slug[slug].name, key="wall_whom",
                           placeholder=t_plainly("wall.choose"))
     if chosen is None:
         return
@@ -72,7 +75,6 @@ def _draw_removal(room: Classroom, student: Student) -> None:
             remove_student(room, student.slug)
             door().sessions.sign_out_everybody(student=student.slug)
             st.toast(t("wall.removed", name=student.name))
-            del st.session_state["wall_whom"]
             st.rerun()
 
 

@@ -17,8 +17,7 @@ from core.classroom.wall import results_csv, write_results
 from core.data.library import list_datasets
 from core.recipe.files import list_recipes, presets
 from studio.i18n import explain, plain, t, t_plainly
-from studio.moments import duration
-from studio.panels import errors_in_words
+from studio.panels import errors_in_words, start_words
 
 _QUEUE_SECONDS = 3.0
 _OUTCOMES = ("given", "had_it", "has_another", "failed")
@@ -29,11 +28,13 @@ def draw_queue(room: Classroom) -> None:
     queue = ClassQueue(room.workspace.root)
     is_paused = queue.orders().paused
     if st.button(t("wall.go_on" if is_paused else "wall.pause"), key="wall_pause",
-                 icon=":material/play_arrow:" if is_paused else ":material/pause:", help=t("wall.pause_help")):
+                 icon=":material/play_arrow:" if is_paused else ":material/pause:"):
         queue.pause(not is_paused)
         st.rerun()
     if is_paused:
         st.warning(t("wall.paused"), icon=":material/pause_circle:")
+    else:
+        st.caption(t("wall.pause_help"))
     st.fragment(_draw_entries, run_every=_QUEUE_SECONDS)(room)
 
 
@@ -48,8 +49,7 @@ def _draw_entries(room: Classroom) -> None:
     for entry in running:
         _draw_entry(room, entry, names, t("wall.running_on", device=entry.device))
     for number, entry in enumerate(waiting, 1):
-        seconds = starts.get(entry.key)
-        when = t("wall.start_unknown") if seconds is None else t("wall.start_in", duration=duration(seconds))
+        when = t("wall.start_paused") if queue.orders().paused else t("wall.start", start=start_words(starts.get(entry.key)))
         _draw_entry(room, entry, names, f"{number}. {when}")
 
 
@@ -101,11 +101,11 @@ def _say_handed(what: str, handed: Sequence[Handed]) -> None:
 
 def draw_results(room: Classroom) -> None:
     """The results of everybody as a table, and with their files as a zip."""
-    table, everything = st.columns(2)
-    table.download_button(t("wall.csv"), lambda: ("\ufeff" + results_csv(room)).encode(), "results.csv", "text/csv",
-                          key="wall_csv", icon=":material/table_view:")
-    everything.download_button(t("wall.zip"), lambda: _zip(room), "results.zip", "application/zip", key="wall_zip",
-                               icon=":material/folder_zip:")
+    with st.container(horizontal=True):
+        st.download_button(t("wall.csv"), lambda: ("\ufeff" + results_csv(room)).encode(), "results.csv", "text/csv",
+                           key="wall_csv", icon=":material/table_view:")
+        st.download_button(t("wall.zip"), lambda: _zip(room), "results.zip", "application/zip", key="wall_zip",
+                           icon=":material/folder_zip:")
 
 
 def _zip(room: Classroom) -> bytes:

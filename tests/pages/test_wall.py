@@ -195,7 +195,7 @@ def test_teacher_gives_a_code_removes_somebody_and_takes_them_back(room: Classro
     code = re.search(r"code of Ana is (\w{4}-\w{4})", shown(app))[1]
     assert room.enter("Ana", code) is not None and door().sessions.visitor(token) is None
     token = door().sessions.sign_in("student", "ana")
-    assert "Ana would go, with 1 runs, 1 datasets" in shown(app)
+    assert "Ana would go. Runs: 1, datasets: 1" in shown(app)
     app.button(key="wall_remove").click().run()
     assert not app.exception and room.student("ana") is None and door().sessions.visitor(token) is None
     assert "Ana" not in list(app.dataframe[0].value["Student"]) and "Removed; they can come back" in shown(app)
@@ -270,7 +270,7 @@ def test_teacher_puts_a_job_last_and_stops_one(room: Classroom, line: ClassQueue
     app = view(open_app("wall"), "queue")
     first, second = [entry.key for entry in line.waiting()]
     running = next(entry for entry in line.entries() if entry.started is not None)
-    assert "Running on cpu" in shown(app) and "begins when the device is free" in shown(app)
+    assert "Running on cpu" in shown(app) and "begins as soon as the device is free" in shown(app)
     app.button(key=f"wall_last_{first}").click().run()
     assert not app.exception and [entry.key for entry in line.waiting()] == [second, first]
     app.button(key=f"wall_first_{first}").click().run()
