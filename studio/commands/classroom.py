@@ -12,12 +12,12 @@ from core.classroom.handout import Handed, hand_out_dataset, hand_out_recipe
 from core.classroom.place import CLASS_FILE
 from core.classroom.queue import ClassQueue, Entry, job_of
 from core.classroom.removal import belongings, bring_back, remove_student
-from core.classroom.room import Classroom
+from core.classroom.room import LONGEST_NAME, Classroom, student_slug, tidy_name
 from core.classroom.sharing import share_run
 from core.classroom.wall import read_wall, results_csv, write_results
 from core.errors import StudioError
 from core.runs import find_run
-from core.workspace import Workspace, write_text
+from core.workspace import Workspace, check_name, write_text
 from studio.terminal import JsonOption, WorkspaceOption, confirm, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="A class: who is in it, what they found, and what to give them.")
@@ -42,7 +42,7 @@ def show(json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
         return
     for standing in standings:
         score = "-" if standing.score is None else f"{standing.score:.3f} at step {standing.step}"
-        say(f"{standing.name:<24} {standing.state:<10} {standing.verdict or '-':<12} {score}")
+        say(f"{standing.name:<{LONGEST_NAME}} {standing.state:<10} {standing.verdict or '-':<12} {score}")
 
 
 @app.command()
@@ -150,6 +150,14 @@ def _entry(entries: Sequence[Entry], key: str) -> Entry:
     raise StudioError("No job called {name} waits.", "`sweetspot class queue` lists those that do.", name=key)
 
 
+def _slug(student: str) -> str:
+    """A student's folder, by its name or by the student's."""
+    try:
+        return check_name(student, "student")
+    except StudioError:
+        return student_slug(tidy_name(student))
+
+
 @app.command("share")
 def share(run: str, stop: Annotated[bool, typer.Option("--stop", help="Show it no longer.")] = False, json: JsonOption = False,
           workspace: WorkspaceOption = None) -> None:
@@ -167,7 +175,7 @@ def share(run: str, stop: Annotated[bool, typer.Option("--stop", help="Show it n
 
 
 @app.command()
-def remove(student: Annotated[str, typer.Argument(help="The student's folder, as `class show --json` names it.")],
+def remove(student: Annotated[str, typer.Argument(help="The student's name or folder.")],
            yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
            dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
            json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
@@ -176,6 +184,7 @@ def remove(student: Annotated[str, typer.Argument(help="The student's folder, as
     Example: sweetspot class remove ana --dry-run
     """
     room = _room(workspace)
+    student = _slug(student)
     has = belongings(room, student)
     what = f"{has.runs} runs, {has.datasets} datasets, {has.recipes} recipes, {has.models} models; {has.freed_bytes / 1e6:.1f} MB"
     if not dry_run:
@@ -197,7 +206,7 @@ def bring_back_one(student: str, json: JsonOption = False, workspace: WorkspaceO
 
     Example: sweetspot class bring-back ana
     """
-    back = bring_back(_room(workspace), student)
+    back = bring_back(_room(workspace), _slug(student))
     if json:
         print_json({"student": back.slug, "name": back.name})
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import shutil
 import tarfile
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from core.classroom.limits import used_bytes
+from core.classroom.queue import ClassQueue, Entry
 from core.classroom.removal import belongings, bring_back, list_removed, remove_student
 from core.classroom.room import Classroom
 from core.classroom.sharing import find_shared, share_run, shared_ids, shared_runs, take_recipe
@@ -26,6 +29,7 @@ from core.recipe.files import find_recipe
 from core.runs import Run, find_run
 from core.train.create import create_run
 from core.workspace import Workspace, read_json, write_json
+from studio.cli import main
 from tests.core.conftest import save_tiny_dataset, tiny_recipe
 from tests.core.test_housekeeping import crafted
 
@@ -223,3 +227,31 @@ def test_archive_names_no_student_wrongly(workspace: Workspace, tmp_path: Path, 
     with pytest.raises(StudioError, match="differs|cannot be a name"):
         import_archive(workspace, path)
     assert not (workspace.root / "students").exists()
+
+
+def test_commands_add_remove_and_bring_back(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*arguments: str, code: int = 0) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["class", *arguments])
+        assert (ended.value.code or 0) == code
+        return "".join(capsys.readouterr())
+
+    assert "is no class yet" in said("show", code=2)
+    room = Classroom.open(workspace)
+    codes = json.loads(said("add", "Ana Li", "小明", "--json"))["codes"]
+    assert room.enter("小明", codes["小明"]) is not None
+    assert "ana-li would go: 0 runs" in said("remove", "Ana Li", "--dry-run") and room.student("ana-li") is not None
+    assert "`sweetspot class bring-back" in said("remove", "小明", "--yes") and len(room.students()) == 1
+    assert json.loads(said("bring-back", "小明", "--json"))["name"] == "小明" and len(room.students()) == 2
+    assert "Nobody of the class is called nobody" in said("remove", "nobody", "--yes", code=2)
+    job = create_job(workspace.jobs / "j", "judge", {})
+    entry = Entry(member="_teacher", job="j", kind="judge", device="cpu", asked=1.0)
+    path = ClassQueue(workspace.root).folder / "entries" / f"{entry.key}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(entry.model_dump_json(), encoding="utf-8")
+    with path.open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert json.loads(said("queue", "--pause", "--last", "_teacher~j", "--stop", "_teacher~j", "--json"))["paused"]
+    assert (job.folder / "stop").exists()
+    assert "No job called nobody~j waits" in said("queue", "--stop", "nobody~j", code=2)
