@@ -42,11 +42,10 @@ def _room(root: str) -> dict[str, Any]:
 def _draw_room(workspace: Workspace) -> None:
     room = _room(str(workspace.root))
     parts = [f"{t(f'home.room_{part}')} {_size(size)}" for part, size in room["by_part"].items() if size >= 1e5]
-    st.markdown(t("home.room", used=_size(sum(room["by_part"].values())), free=_size(room["free"])) + "  \n:small[:gray["
-                + " · ".join(parts) + "]]")
-    limits = limits_of(workspace)
-    if limits is not None:
-        st.markdown(t("home.share", used=_size(student_bytes(workspace)), most=_size(limits.disk_bytes)))
+    limits = limits_of(workspace)  # of a student, whose share counts and not what the disk has
+    told = (t("home.room", used=_size(sum(room["by_part"].values())), free=_size(room["free"])) if limits is None
+            else t("home.share", used=_size(student_bytes(workspace)), most=_size(limits.disk_bytes)))
+    st.markdown(told + "  \n:small[:gray[" + " · ".join(parts) + "]]")
 
 
 def _draw_prune(workspace: Workspace) -> None:
