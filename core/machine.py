@@ -12,6 +12,7 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel
 
+from core.classroom.place import student_of
 from core.errors import StudioError
 from core.models.embedded import gguf_file, is_prepared
 from core.surroundings import look_around
@@ -203,8 +204,9 @@ def diagnose(workspace: Workspace) -> list[Finding]:
     findings.append(_bad("error", Text("missing packages: {names}", names=", ".join(missing)), Text("Run `make setup`."))
                     if missing else _ok(Text("all packages are installed")))
     findings.append(_model_finding(workspace))
-    findings += [_ok(text) if fix is None else _bad("error" if level == "error" else "warning", text, fix)
-                 for level, text, fix in look_around(workspace, machine.versions, bool(machine.gpus), CHECKOUT / "requirements.lock")]
+    if not student_of(workspace):  # how the studio is installed, and where, is its owner's business
+        findings += [_ok(text) if fix is None else _bad("error" if level == "error" else "warning", text, fix)
+                     for level, text, fix in look_around(workspace, machine.versions, bool(machine.gpus), CHECKOUT / "requirements.lock")]
     if machine.disk_free_bytes < _LOW_DISK_BYTES:
         findings.append(_bad("warning", Text("only {free} GB of disk are free", free=round(machine.disk_free_bytes / 1e9, 1)),
                              Text("Delete runs you no longer need, or set SWEETSPOT_HOME to a larger disk.")))

@@ -12,6 +12,7 @@ from studio.compare_reasons import draw_reasons
 from studio.i18n import t
 from studio.matrix import draw_answers, draw_matrix, draw_own_question
 from studio.panels import go_to, next_step, open_page, same_command
+from studio.share_panels import draw_share_switch
 
 workspace = open_page("compare")
 runs = list_runs(workspace)
@@ -33,6 +34,7 @@ if written is None:
     st.stop()
 
 verdict, scores = Verdict.model_validate(written), read_scores(run)
+draw_share_switch(workspace, run)
 draw_verdict(workspace, run, verdict, scores)
 draw_reasons(verdict)
 draw_curves(run, verdict, scores, other)

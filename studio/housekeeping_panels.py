@@ -6,6 +6,8 @@ from typing import Any
 
 import streamlit as st
 
+from core.classroom.limits import limits_of, student_bytes
+from core.classroom.place import student_of
 from core.housekeeping.prune import prune, read_room, what_may_go
 from core.housekeeping.room import freed_bytes
 from core.housekeeping.trash import empty_trash, list_trash, restore
@@ -26,8 +28,9 @@ def draw_housekeeping(workspace: Workspace) -> None:
         _draw_room(workspace)
         _draw_prune(workspace)
         _draw_trash(workspace)
-        st.caption(t("home.export_note"))
-        st.code("sweetspot workspace export everything.tar", language="bash")
+        if not student_of(workspace):  # a student has a browser only; the teacher packs the whole class
+            st.caption(t("home.export_note"))
+            st.code("sweetspot workspace export everything.tar", language="bash")
 
 
 @st.cache_data(ttl=20, show_spinner=False)
@@ -39,8 +42,10 @@ def _room(root: str) -> dict[str, Any]:
 def _draw_room(workspace: Workspace) -> None:
     room = _room(str(workspace.root))
     parts = [f"{t(f'home.room_{part}')} {_size(size)}" for part, size in room["by_part"].items() if size >= 1e5]
-    st.markdown(t("home.room", used=_size(sum(room["by_part"].values())), free=_size(room["free"])) + "  \n:small[:gray["
-                + " · ".join(parts) + "]]")
+    limits = limits_of(workspace)  # of a student, whose share counts and not what the disk has
+    told = (t("home.room", used=_size(sum(room["by_part"].values())), free=_size(room["free"])) if limits is None
+            else t("home.share", used=_size(student_bytes(workspace)), most=_size(limits.disk_bytes)))
+    st.markdown(told + "  \n:small[:gray[" + " · ".join(parts) + "]]")
 
 
 def _draw_prune(workspace: Workspace) -> None:

@@ -26,6 +26,9 @@ PATH = STAGES
 # Live panels look at the files this often; charts and logs are read from where the last look ended.
 POLL_SECONDS = 2.0
 
+# A start that is no further away is called now: workers look whether it is their turn every few seconds.
+_AT_ONCE_SECONDS = 3.0
+
 _STAGE_ICONS = {"done": ":material/check_circle:", "running": ":material/progress_activity:", "next": ":material/radio_button_checked:",
                 "open": ":material/radio_button_unchecked:"}
 STATE_MARKS = {"queued": ("hourglass_empty", "gray"), "running": ("progress_activity", "blue"), "stopping": ("hourglass_bottom", "orange"),
@@ -168,8 +171,11 @@ def draw_waiting(workspace: Workspace, job: Job, state: JobState) -> None:
     """For whom a job waits that has not begun."""
     place = place_in_queue(workspace, job)
     if place is not None:
-        starts = t("shell.start_unknown") if place.seconds is None else t("shell.start_in", duration=duration(place.seconds))
-        key = "shell.class_paused" if place.is_paused else "shell.class_next" if place.before == 0 else "shell.class_waits"
+        starts = start_words(place.seconds)
+        if place.is_paused:
+            key = "shell.class_paused_next" if place.before == 0 else "shell.class_paused"
+        else:
+            key = "shell.class_next" if place.before == 0 else "shell.class_waits"
         st.info(t(key, count=place.before, start=starts), icon=":material/hourglass_empty:")
         return
     holding, before = holder(workspace, state.device), waiting_before(workspace, job)
@@ -180,6 +186,13 @@ def draw_waiting(workspace: Workspace, job: Job, state: JobState) -> None:
     else:
         words_ = t("shell.waiting_start")
     st.info(words_, icon=":material/hourglass_empty:")
+
+
+def start_words(seconds: float | None) -> str:
+    """When a job is expected to begin, as the end of a sentence."""
+    if seconds is None:
+        return t("shell.start_unknown")
+    return t("shell.start_in", duration=duration(seconds)) if seconds >= _AT_ONCE_SECONDS else t("shell.start_now")
 
 
 def draw_progress(state: JobState) -> None:

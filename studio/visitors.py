@@ -18,7 +18,9 @@ from core.access.password import matches, stored_password
 from core.access.secret_file import access_folder
 from core.access.sessions import Sessions, Visitor
 from core.classroom.room import Classroom, same_code
+from core.errors import StudioError
 from core.workspace import Workspace
+from studio.i18n import t
 
 GATE = "SWEETSPOT_GATE"
 HOSTS = "SWEETSPOT_HOSTS"
@@ -130,13 +132,21 @@ def open_workspace() -> Workspace:
     """The workspace of whoever looks at this page; the only way by which a page comes to one.
 
     Raises:
-        StudioError: it cannot be written, or the student was taken off the class.
+        StudioError: it cannot be written.
     """
     who = visitor()
     if who is None and is_gated():
         st.stop()  # the gate lets nobody come as far; should it ever, nothing is drawn
     if who is not None and who.role == "student":
-        return Classroom(door().workspace).workspace_of(who.student)
+        room = Classroom(door().workspace)
+        try:
+            return room.workspace_of(who.student)
+        except StudioError:
+            if room.student(who.student) is not None:
+                raise
+        door().sessions.sign_out_everybody(student=who.student)  # removed while their page was open
+        st.error(t("gate.removed"), icon=":material/person_remove:")
+        st.stop()
     return Workspace.open()
 
 

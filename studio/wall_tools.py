@@ -1,4 +1,4 @@
-"""What the teacher does on the Class page: the queue, handing out, results, people, limits."""
+"""What the teacher does on the Class page: the queue, handing out, results."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ import streamlit as st
 
 from core.classroom.handout import Handed, hand_out_dataset, hand_out_recipe
 from core.classroom.place import TEACHER
-from core.classroom.queue import ClassQueue, Entry
+from core.classroom.queue import ClassQueue, Entry, job_of
 from core.classroom.room import Classroom
 from core.classroom.wall import results_csv, write_results
 from core.data.library import list_datasets
-from core.jobs.folder import Job
 from core.recipe.files import list_recipes, presets
-from core.workspace import Workspace
 from studio.i18n import explain, plain, t, t_plainly
-from studio.moments import duration
-from studio.panels import errors_in_words
-from studio.visitors import door
-from studio.wall_panels import shown_code
+from studio.panels import errors_in_words, start_words
 
 _QUEUE_SECONDS = 3.0
 _OUTCOMES = ("given", "had_it", "has_another", "failed")
@@ -33,11 +28,13 @@ def draw_queue(room: Classroom) -> None:
     queue = ClassQueue(room.workspace.root)
     is_paused = queue.orders().paused
     if st.button(t("wall.go_on" if is_paused else "wall.pause"), key="wall_pause",
-                 icon=":material/play_arrow:" if is_paused else ":material/pause:", help=t("wall.pause_help")):
+                 icon=":material/play_arrow:" if is_paused else ":material/pause:"):
         queue.pause(not is_paused)
         st.rerun()
     if is_paused:
         st.warning(t("wall.paused"), icon=":material/pause_circle:")
+    else:
+        st.caption(t("wall.pause_help"))
     st.fragment(_draw_entries, run_every=_QUEUE_SECONDS)(room)
 
 
@@ -52,8 +49,7 @@ def _draw_entries(room: Classroom) -> None:
     for entry in running:
         _draw_entry(room, entry, names, t("wall.running_on", device=entry.device))
     for number, entry in enumerate(waiting, 1):
-        seconds = starts.get(entry.key)
-        when = t("wall.start_unknown") if seconds is None else t("wall.start_in", duration=duration(seconds))
+        when = t("wall.start_paused") if queue.orders().paused else t("wall.start", start=start_words(starts.get(entry.key)))
         _draw_entry(room, entry, names, f"{number}. {when}")
 
 
@@ -70,14 +66,8 @@ def _draw_entry(room: Classroom, entry: Entry, names: dict[str, str], standing: 
             queue.put_last(entry.key)
             st.rerun()
     if stop.button(t("wall.stop"), key=f"wall_stop_{entry.key}", icon=":material/stop:", type="tertiary"):
-        _job_of(room, entry).request_stop()
+        job_of(room.workspace, entry).request_stop()
         st.toast(t("wall.stopping", name=names.get(entry.member, entry.member)))
-
-
-def _job_of(room: Classroom, entry: Entry) -> Job:
-    workspace = room.workspace if entry.member == TEACHER else Workspace(room.folder / entry.member)
-    folder = workspace.runs / entry.job
-    return Job(folder if folder.exists() else workspace.jobs / entry.job)
 
 
 def draw_hand_out(room: Classroom) -> None:
@@ -111,11 +101,11 @@ def _say_handed(what: str, handed: Sequence[Handed]) -> None:
 
 def draw_results(room: Classroom) -> None:
     """The results of everybody as a table, and with their files as a zip."""
-    table, everything = st.columns(2)
-    table.download_button(t("wall.csv"), lambda: ("\ufeff" + results_csv(room)).encode(), "results.csv", "text/csv",
-                          key="wall_csv", icon=":material/table_view:")
-    everything.download_button(t("wall.zip"), lambda: _zip(room), "results.zip", "application/zip", key="wall_zip",
-                               icon=":material/folder_zip:")
+    with st.container(horizontal=True):
+        st.download_button(t("wall.csv"), lambda: ("\ufeff" + results_csv(room)).encode(), "results.csv", "text/csv",
+                           key="wall_csv", icon=":material/table_view:")
+        st.download_button(t("wall.zip"), lambda: _zip(room), "results.zip", "application/zip", key="wall_zip",
+                           icon=":material/folder_zip:")
 
 
 def _zip(room: Classroom) -> bytes:
@@ -123,31 +113,3 @@ def _zip(room: Classroom) -> bytes:
         target = Path(folder) / "results.zip"
         write_results(room, target)
         return target.read_bytes()
-
-
-def draw_people(room: Classroom) -> None:
-    """How students come in, and another code for one who has lost theirs."""
-    st.markdown(t("wall.come_in", code=shown_code(room)))
-    students = room.students()
-    if not students:
-        return
-    names = {student.slug: student.name for student in students}
-    chosen = st.selectbox(t("wall.lost_code"), list(names), index=None, format_func=names.get, key="wall_lost",
-                          placeholder=t_plainly("wall.choose"))
-    if chosen is not None and st.button(t("wall.renew"), key="wall_renew", icon=":material/key:"):
-        with errors_in_words():
-            code = room.renew_code(chosen)
-            door().sessions.sign_out_everybody(student=chosen)
-            st.success(t("wall.renewed", name=names[chosen], code=f"{code[:4]}-{code[4:]}"), icon=":material/key:")
-
-
-def draw_settings(room: Classroom) -> None:
-    """What one student may use of this machine."""
-    settings = room.settings()
-    with st.form("wall_limits"):
-        st.caption(t("wall.limits_note"))
-        disk = st.number_input(t("wall.disk"), 0.1, 10_000.0, settings.disk_bytes / 1e9, 0.5, key="wall_disk")
-        memory = st.number_input(t("wall.memory"), 0.5, 10_000.0, settings.memory_bytes / 1e9, 0.5, key="wall_memory")
-        if st.form_submit_button(t("wall.keep"), icon=":material/save:", key="wall_keep"):
-            room.change(disk_bytes=round(disk * 1e9), memory_bytes=round(memory * 1e9))
-            st.success(t("wall.kept"), icon=":material/check:")

@@ -21,8 +21,8 @@ _lock = threading.Lock()
 
 
 def used_bytes(folder: Path) -> int:
-    """Bytes on disk under `folder`; what a link points to is somebody else's."""
-    total, open_folders = 0, [str(folder)]
+    """Bytes under `folder`, a file with several names once; what a link points to is somebody else's."""
+    total, open_folders, seen = 0, [str(folder)], set()
     while open_folders:
         try:
             with os.scandir(open_folders.pop()) as entries:
@@ -30,7 +30,10 @@ def used_bytes(folder: Path) -> int:
                     if entry.is_dir(follow_symlinks=False):
                         open_folders.append(entry.path)
                     elif not entry.is_symlink():
-                        total += entry.stat(follow_symlinks=False).st_size
+                        state = entry.stat(follow_symlinks=False)
+                        if state.st_nlink == 1 or state.st_ino not in seen:  # snapshots share what is the same in all of them
+                            total += state.st_size
+                            seen.add(state.st_ino)
         except OSError:
             continue  # deleted a moment ago
     return total
@@ -63,7 +66,8 @@ def check_disk(workspace: Workspace, coming_bytes: int = 0) -> None:
     used = student_bytes(workspace, 0.0 if coming_bytes else _MEASURE_SECONDS) + coming_bytes
     if used > limits.disk_bytes:
         raise StudioError("Your share of the disk is used up: {used} of {most} GB.",
-                          "Delete runs, merged models or datasets you no longer need, or ask your teacher for more.",
+                          "Delete runs, merged models or datasets you no longer need and empty the trash (Home, Housekeeping), or ask your "
+                          "teacher for more.",
                           used=round(used / 1e9, 2), most=round(limits.disk_bytes / 1e9, 2))
 
 

@@ -24,7 +24,7 @@ from typing import TextIO
 
 from pydantic import BaseModel
 
-from core.classroom.place import class_root, member_of
+from core.classroom.place import TEACHER, class_root, member_of, student_workspace
 from core.jobs.folder import Job
 from core.jobs.once import one_at_a_time
 from core.workspace import Workspace, append_jsonl, read_json, read_jsonl, write_json
@@ -237,6 +237,13 @@ def queue_of(workspace: Workspace) -> ClassQueue | None:
     """The queue of the class this workspace is part of; None outside a class."""
     root = class_root(workspace)
     return None if root is None else ClassQueue(root)
+
+
+def job_of(home: Workspace, entry: Entry) -> Job:
+    """The job of an entry in the queue of the class in `home`."""
+    workspace = home if entry.member == TEACHER else student_workspace(home, entry.member)
+    folder = workspace.runs / entry.job
+    return Job(folder if folder.exists() else workspace.jobs / entry.job)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,19 @@ def student_slug(name: str) -> str:
     return "-".join(part for part in (short, hashlib.sha256(plain.encode()).hexdigest()[:6]) if part)
 
 
+def tidy_name(name: str) -> str:
+    """A name as it is kept: composed letters, single spaces.
+
+    Raises:
+        StudioError: it is empty, too long, or has letters that cannot be shown.
+    """
+    name = " ".join(unicodedata.normalize("NFC", name).split())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise StudioError("{name!r} cannot be a name here.", "Type your name with up to {most} letters.",
+                          name=name[:LONGEST_NAME], most=LONGEST_NAME)
+    return name
+
+
 @dataclass(frozen=True)
 class Classroom:
     """A class and its folder, which is the teacher's workspace."""
@@ -130,10 +143,7 @@ class Classroom:
         Raises:
             StudioError: the name is empty, too long or taken, or the class is full.
         """
-        name = " ".join(unicodedata.normalize("NFC", name).split())
-        if not name or len(name) > LONGEST_NAME or not name.isprintable():
-            raise StudioError("{name!r} cannot be a name here.", "Type your name with up to {most} letters.",
-                              name=name[:LONGEST_NAME], most=LONGEST_NAME)
+        name = tidy_name(name)
         with one_at_a_time(self.workspace, "join"):
             folder = self.folder / student_slug(name)
             if (folder / STUDENT_FILE).exists():

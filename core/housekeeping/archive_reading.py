@@ -17,9 +17,11 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from core.classroom.place import STUDENTS
+from core.classroom.room import student_slug, tidy_name
 from core.errors import StudioError
 from core.housekeeping.archive_writing import FORMAT, MANIFEST
-from core.housekeeping.placing import Placed, place_all
+from core.housekeeping.placing import Placed, place_all, place_students
 from core.housekeeping.trash import PARTS
 from core.jobs.once import one_at_a_time
 from core.migrations.steps import STEPS, VERSION
@@ -59,9 +61,11 @@ def import_archive(workspace: Workspace, path: Path, most_bytes: int | None = No
             hashes = _unpack(path, inbox, limit)
             manifest = _check(inbox, hashes)
             for step in STEPS[int(manifest["workspace_version"]):]:  # an archive of an earlier version
-                for file, text in step(Workspace(inbox)):
-                    write_text(file, text)
-            return place_all(workspace, inbox, manifest)
+                for place in (inbox, *(inbox / STUDENTS).glob("*")):
+                    for file, text in step(Workspace(place)):
+                        write_text(file, text)
+            placed = place_all(workspace, inbox, manifest)
+            return placed + place_students(workspace, inbox, manifest, placed)
         finally:
             shutil.rmtree(inbox, ignore_errors=True)
 
@@ -162,8 +166,10 @@ def _safe_parts(name: str) -> tuple[str, ...]:
         StudioError: the name leads elsewhere, or to where no workspace has anything.
     """
     parts = PurePosixPath(name).parts
+    inner = parts[2:] if parts[:1] == (STUDENTS,) else parts  # a student's workspace has the same parts
     is_safe = (
-        1 < len(parts) <= _MOST_DEPTH and parts[0] in PARTS and _NAME.fullmatch(parts[1]) and "/".join(parts) == name and not any(
+        1 < len(inner) <= _MOST_DEPTH and inner[0] in PARTS and _NAME.fullmatch(inner[1]) and _NAME.fullmatch(parts[1])
+        and "/".join(parts) == name and not any(
             part in ("", ".", "..") or part.startswith(".") or "\\" in part or "\0" in part or len(part.encode()) > _MOST_NAME_BYTES
             for part in parts))
     if not is_safe:
@@ -186,11 +192,15 @@ def _check(inbox: Path, hashes: dict[str, str]) -> dict[str, Any]:
         files, number, version = dict(manifest["files"]), int(manifest["format"]), int(manifest["workspace_version"])
         expected = {name: str(entry["sha256"]) for name, entry in files.items()}
         copies = {name: str(entry["same_as"]) for name, entry in files.items() if "same_as" in entry}
+        students = {str(slug): str(name) for slug, name in dict(manifest.get("students") or {}).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudioError("The archive has no list of its contents: it was cut off, or Sweetspot did not write it.",
                           "Copy it again; nothing was taken in.") from error
     if number > FORMAT or version > VERSION:
         raise StudioError("The archive was written by a newer Sweetspot.", "Update this one, then take it in.")
+    strangers = {PurePosixPath(name).parts[1] for name in expected if name.startswith(f"{STUDENTS}/")} - students.keys()
+    for slug in sorted(strangers | {slug for slug, name in students.items() if student_slug(tidy_name(name)) != slug}):
+        raise _damaged(f"{STUDENTS}/{slug}")
     unpacked = {name: digest for name, digest in hashes.items() if name != MANIFEST}
     for name, original in copies.items():
         if name in unpacked or original not in unpacked:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.classroom.place import STUDENTS
+from core.classroom.room import Classroom
 from core.errors import StudioError
 from core.housekeeping.trash import PARTS
 from core.jobs.active import active_jobs
@@ -51,16 +53,21 @@ def export_run(workspace: Workspace, run: Run, target: Path, with_base: bool = F
 def export_workspace(workspace: Workspace, target: Path) -> dict[str, Any]:
     """Write everything but caches, trash and the embedded model, which any installation makes itself; returns the manifest.
 
+    Of a class its students' workspaces go along, under `students/<name>/`; their codes and the password do not.
+
     Raises:
         StudioError: a job is at work, the target exists, or the disk is full.
     """
-    active = active_jobs(workspace)
+    students = {student.slug: student.name for student in Classroom(workspace).students()}
+    places = [workspace, *(Workspace(workspace.root / STUDENTS / slug) for slug in students)]
+    active = [job for place in places for job, _ in active_jobs(place)]
     if active:
         raise StudioError("The job {job} is at work, so the workspace changes while it is copied.",
-                          "Wait for its end, or stop it with `sweetspot run stop {job}`.", job=active[0][0].id)
-    things = [path for part in PARTS for path in sorted((workspace.root / part).iterdir())
-              if not path.name.startswith(".") and path.name != EMBEDDED_NAME]
-    return _write(workspace, target, things, {"kind": "workspace"})
+                          "Wait for its end, or stop it with `sweetspot run stop {job}`.", job=active[0].id)
+    things = [path for place in places for part in PARTS for path in sorted((place.root / part).iterdir())
+              if not path.name.startswith(".") and path.name != EMBEDDED_NAME
+              and (place == workspace or not path.is_symlink())]  # a student's links lead to the class's own models
+    return _write(workspace, target, things, {"kind": "workspace", "students": students})
 
 
 def _local_base(workspace: Workspace, source: str) -> Path | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from core.classroom.place import STUDENTS
+from core.classroom.room import Classroom
 from core.data.library import Dataset
 from core.data.store import free_name
 from core.errors import StudioError
@@ -25,13 +28,13 @@ class Placed:
     is_known: bool = False
 
 
-def place_all(workspace: Workspace, inbox: Path, manifest: dict[str, Any]) -> list[Placed]:
-    """Move everything from `inbox` to its place; the things that others mention come first."""
+def place_all(workspace: Workspace, inbox: Path, manifest: dict[str, Any], shared: Sequence[Placed] = ()) -> list[Placed]:
+    """Move everything from `inbox` to its place; the things that others mention come first. `shared`: the class's models, for a student."""
     placed: list[Placed] = []
     for part in ("models", "datasets", "recipes", "runs", "jobs"):
         for thing in sorted((inbox / part).glob("*")):
             placed.append(_choose(workspace, part, thing, manifest))
-    names = {(entry.part, entry.name): entry.here for entry in placed}
+    names = {(entry.part, entry.name): entry.here for entry in (*shared, *placed)}
     for entry in placed:
         if not entry.is_known:
             _adapt(workspace, inbox / entry.part / entry.name, entry, names, manifest)
@@ -39,6 +42,27 @@ def place_all(workspace: Workspace, inbox: Path, manifest: dict[str, Any]) -> li
         if not entry.is_known:
             os.replace(inbox / entry.part / entry.name, workspace.root / entry.part / entry.here)
     return placed
+
+
+def place_students(workspace: Workspace, inbox: Path, manifest: dict[str, Any], placed: Sequence[Placed]) -> list[Placed]:
+    """The same for every student of a class in the archive; who is not in this class joins it, and gets a code from the teacher.
+
+    Args:
+        workspace: the class's; it becomes one.
+        inbox: what was unpacked.
+        manifest: of the archive.
+        placed: what the class itself got, by the names it has here.
+    """
+    students: dict[str, str] = manifest.get("students") or {}
+    if not students:
+        return []
+    room, models, found = Classroom.open(workspace), [entry for entry in placed if entry.part == "models"], []
+    for slug, name in sorted(students.items()):
+        if room.student(slug) is None:
+            room.join(name)
+        for entry in place_all(room.workspace_of(slug), inbox / STUDENTS / slug, manifest, models):
+            found.append(replace(entry, part=f"{STUDENTS}/{slug}/{entry.part}"))
+    return found
 
 
 def _choose(workspace: Workspace, part: str, thing: Path, manifest: dict[str, Any]) -> Placed:

@@ -14,6 +14,7 @@ from typing import Literal
 
 import psutil
 
+from core.classroom.place import STUDENTS
 from core.data.library import list_datasets
 from core.errors import StudioError
 from core.housekeeping.room import freed_bytes, used_bytes
@@ -46,7 +47,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Room:
-    """What the workspace takes, in bytes: by part, the trash, and what a prune and an emptied trash would give back."""
+    """What the workspace takes, in bytes: by part, a class's students too, the trash, what a prune would give back, and what is free."""
 
     by_part: dict[str, int]
     trash: int
@@ -56,7 +57,8 @@ class Room:
 
 def read_room(workspace: Workspace) -> Room:
     """Look at every file once; on a workspace of many thousands of files this takes a second or more."""
-    by_part = {part: used_bytes([workspace.root / part]) for part in (*PARTS, "cache")}
+    parts = (*PARTS, "cache", *([STUDENTS] if (workspace.root / STUDENTS).is_dir() else []))
+    by_part = {part: used_bytes([workspace.root / part]) for part in parts}
     prunable = freed_bytes([candidate.path for candidate in what_may_go(workspace) if candidate.kept_by is None])
     return Room(by_part, freed_bytes([trash_folder(workspace)]), prunable, workspace.free_bytes())
 

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from core.classroom.place import STUDENTS
 from core.errors import StudioError
 from core.housekeeping.room import freed_bytes
 from core.workspace import Workspace, explain_full_disk
 
 PARTS = ("datasets", "recipes", "runs", "models", "jobs")
+_RESTORED = (*PARTS, STUDENTS)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def restore(workspace: Workspace, thrown: Thrown) -> Path:
     """
     target = workspace.root / thrown.origin
     parts = Path(thrown.origin).parts
-    if len(parts) < 2 or parts[0] not in PARTS or ".." in parts or thrown.origin.startswith("/"):
+    if len(parts) < 2 or parts[0] not in _RESTORED or ".." in parts or thrown.origin.startswith("/"):
         raise StudioError("{path} does not say where it lay.", "Move it by hand to where it belongs.", path=thrown.folder)
     if target.exists():
         raise StudioError("{path} exists already.", "Choose another name, or delete the old one first.", path=target)

@@ -1,4 +1,7 @@
-"""Who needs a run, a model or a dataset now: what is in use is never thrown away, and the refusal says by whom."""
+"""Who needs a run, a model or a dataset now: what is in use is never thrown away, and the refusal says by whom.
+
+The models of a class are its students' too, so there every student's workspace is asked as well.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from typing import Any
 
 from core.chat.client import call, find_worker
 from core.chat.handle import SERVERS, worker_folder
+from core.classroom.place import CLASS_FILE, STUDENTS
 from core.errors import StudioError
 from core.jobs.active import active_jobs
 from core.jobs.folder import Job
 from core.models.embedded import EMBEDDED_NAME
+from core.recipe.schema import Recipe
 from core.runs import Run, list_runs
 from core.words import Text
 from core.workspace import Workspace
@@ -30,9 +35,33 @@ def uses_of(workspace: Workspace, folder: Path) -> list[Text]:
     if folder.parent in (workspace.runs, workspace.models) and folder in chat_folders(workspace):
         found.append(Text("the chat or a server holds it in memory, the chat until ten minutes after its last question"))
     if folder.parent == workspace.models:
-        found += [Text("it is the base of the run {run}", run=run.id) for run in list_runs(workspace) if _base_of(run) in _names(folder)]
+        found += [Text("it is the base of the run {run}", run=run.id) for run in list_runs(workspace)
+                  if _means(_base_of(run), _names(folder), folder)]
+        found += [use for student in _students(workspace) for use in _uses_of_student(student, folder)]
     if folder.parent == workspace.datasets:
         found += [Text("the run {run} learned from it", run=run.id) for run in list_runs(workspace) if folder.name in _datasets_of(run)]
+    return found
+
+
+def _students(workspace: Workspace) -> list[Workspace]:
+    """The students' workspaces of the class that lies in `workspace`; none when it is no class."""
+    if not (workspace.root / CLASS_FILE).exists():
+        return []
+    return [Workspace(folder) for folder in sorted((workspace.root / STUDENTS).glob("*/"))
+            if (folder / "runs").is_dir() and (folder / "jobs").is_dir()]
+
+
+def _uses_of_student(student: Workspace, folder: Path) -> list[Text]:
+    """Why a student needs a model of the class: jobs at work, runs trained on it, a server that holds it."""
+    own, name = student.models / folder.name, student.root.name
+    has_own = own.is_dir() and not own.is_symlink()  # then the name means theirs
+    names = {str(folder)} if has_own else _names(folder) | {str(own)}
+    found = [Text("the job {job} of {student} works with it", job=job.id, student=name) for job, _ in active_jobs(student)
+             if _names_model(job, names, folder)]
+    found += [Text("it is the base of the run {run} of {student}", run=run.id, student=name) for run in list_runs(student)
+              if _means(_base_of(run), names, folder)]
+    if folder in _held(student, *student.cache.glob(SERVERS)):
+        found.append(Text("a server of {student} holds it in memory", student=name))
     return found
 
 
@@ -47,23 +76,27 @@ def refuse_use(workspace: Workspace, folder: Path) -> None:
 
 def chat_folders(workspace: Workspace) -> set[Path]:
     """The runs and models of this workspace that the chat, or a `sweetspot serve`, holds in memory."""
+    held = _held(workspace, worker_folder(workspace), *workspace.cache.glob(SERVERS))
+    return {parent for folder in held for parent in (folder, *folder.parents)
+            if parent.parent in (workspace.runs, workspace.models)}
+
+
+def _held(workspace: Workspace, *places: Path) -> set[Path]:
+    """Every folder, wherever it lies, that the processes with their handles in `places` hold in memory."""
     found: set[Path] = set()
-    for place in (worker_folder(workspace), *workspace.cache.glob(SERVERS)):
+    for place in places:
         handle = find_worker(workspace, place)
         try:
-            folders = [Path(folder) for folder in call(handle, "GET", "/state").get("folders", [])] if handle else []
+            found |= {Path(folder) for folder in call(handle, "GET", "/state").get("folders", [])} if handle else set()
         except (OSError, ValueError, http.client.HTTPException):
-            folders = []
-        found |= {parent for folder in folders for parent in (folder, *folder.parents)
-                  if parent.parent in (workspace.runs, workspace.models)}
+            continue
     return found
 
 
 def _mentions(job: Job, workspace: Workspace, folder: Path) -> bool:
     """Whether the spec of a job at work, or its recipe, names what lies in `folder`."""
     try:
-        spec = job.spec()
-        recipe = Run(job.folder).recipe() if (job.folder / "recipe.yaml").exists() else None
+        spec, recipe = _asked(job)
     except (OSError, StudioError):
         return True  # it cannot be told, so nothing of its surroundings is touched
     words = set(_strings(spec))
@@ -74,6 +107,27 @@ def _mentions(job: Job, workspace: Workspace, folder: Path) -> bool:
     if recipe is not None and folder.parent == workspace.datasets:
         words |= {source.dataset for source in recipe.data.sources} | {recipe.probe_dataset}
     return bool(words & _names(folder))
+
+
+def _names_model(job: Job, names: set[str], folder: Path) -> bool:
+    """Whether a job of a student works with the model in `folder`, which it may call by any of these names."""
+    try:
+        spec, recipe = _asked(job)
+    except (OSError, StudioError):
+        return True
+    return bool({*_strings(spec)} & names) or (recipe is not None and _means(recipe.model.source, names, folder))
+
+
+def _means(source: str, names: set[str], folder: Path) -> bool:
+    """Whether a recipe's model source is the model in `folder`: one of its names, or a path that leads there."""
+    try:
+        return source in names or (source.startswith(("/", "~", ".")) and Path(source).expanduser().resolve() == folder.resolve())
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _asked(job: Job) -> tuple[dict[str, Any], Recipe | None]:
+    return job.spec(), Run(job.folder).recipe() if (job.folder / "recipe.yaml").exists() else None
 
 
 def _names(folder: Path) -> set[str]:

@@ -102,7 +102,7 @@ def _sentence(entry: Placed) -> str:
 @app.command("export")
 def export_all(archive: Annotated[Path, typer.Argument(help="NAME.tar, or NAME.tar.gz.")], json: JsonOption = False,
                workspace: WorkspaceOption = None) -> None:
-    """Pack the whole workspace into one archive, without caches, trash, and the embedded model.
+    """Pack the whole workspace into one archive, a class with its students, without caches, trash, and the embedded model.
 
     Example: sweetspot workspace export everything.tar
     """

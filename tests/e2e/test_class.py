@@ -97,6 +97,14 @@ def test_two_students_and_a_teacher(school: tuple[str, Classroom], contexts: lis
     ben.goto(f"{url}/wall?lang=en")
     expect(ben.get_by_test_id("stDataFrame")).to_be_visible(timeout=PATIENCE_MS)
     assert ben.get_by_role("button", name="Pause the queue").count() == 0
+    ben.locator(".st-key-wall_view").get_by_text("Shared").click()
+    expect(ben.get_by_text("Nobody shows anything yet")).to_be_visible(timeout=PATIENCE_MS)
+    ana.locator(f".st-key-wall_share_{run} label").first.click()
+    expect(ana.locator(f".st-key-wall_share_{run} input")).to_be_checked()
+    pages.wait_until_drawn(ana)
+    ben.reload()
+    ben.locator(".st-key-wall_view").get_by_text("Shared").click()
+    expect(ben.locator(".st-key-compare_matrix canvas").first).to_be_visible(timeout=PATIENCE_MS)  # Ana's, by her word
 
     teacher.goto(f"{url}/wall?lang=en")
     teacher.get_by_text("I am the teacher").click()
@@ -110,6 +118,11 @@ def test_two_students_and_a_teacher(school: tuple[str, Classroom], contexts: lis
     folder = os.environ.get("SWEETSPOT_SCREENSHOTS")
     if folder:
         teacher.screenshot(path=f"{folder}/wall.png", full_page=True)
+    teacher.keyboard.press("Escape")
+    for name, key in (("Leaderboard", "csv"), ("Shared", "shared_run"), ("Queue", "pause"), ("Hand out", "hand_out"), ("People", "keep")):
+        teacher.locator(".st-key-wall_view").get_by_text(name).click()
+        expect(teacher.locator(f".st-key-wall_{key}")).to_be_visible(timeout=PATIENCE_MS)
+        assert teacher.get_by_test_id("stException").count() == 0, name
 
     # What a page loaded for its owner is nothing for somebody without a session, nor is the socket.
     cookie = "; ".join(f"{found['name']}={found['value']}" for found in contexts[0].cookies())
