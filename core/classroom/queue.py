@@ -186,7 +186,7 @@ class ClassQueue:
     def _wait(self, entry: Entry, try_devices: Callable[[], bool], is_cancelled: Callable[[], bool]) -> bool:
         while not is_cancelled():
             entries, orders = self.entries(), self.orders()
-            order = fair_order(entries, self._served(entries), orders.first)
+            order = fair_order(entries, self.last_served(entries), orders.first)
             place = next((number for number, other in enumerate(order) if other.key == entry.key), len(order))
             busy = {other.member for other in entries if other.started is not None}
             is_turn = not orders.paused and entry.member not in busy and not any(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -32,7 +33,7 @@ from core.runs import Run, list_runs
 from core.train.create import create_run
 from core.words import Text
 from core.workspace import CHECKOUT, Workspace, append_jsonl, read_jsonl, read_only
-from tests.core.conftest import save_tiny_dataset, tiny_recipe, tiny_rows
+from tests.core.conftest import listing, save_tiny_dataset, tiny_recipe, tiny_rows
 
 
 def test_a_workspace_that_must_not_be_written_can_be_read(tmp_path, tiny_model, record_property):
@@ -47,6 +48,7 @@ def test_a_workspace_that_must_not_be_written_can_be_read(tmp_path, tiny_model, 
         for arguments in (["--bind", root, root], ["-o", "remount,ro,bind", root]))
     if not bound:
         pytest.skip("only root may mount a folder so that it cannot be written")
+    before = listing(workspace.root)
     try:
         place = Workspace.open(workspace.root)
         assert [one.state().state for one in list_runs(place)] == ["stopped"] and len(list_datasets(place)) == 1
@@ -61,6 +63,8 @@ def test_a_workspace_that_must_not_be_written_can_be_read(tmp_path, tiny_model, 
                               cwd=CHECKOUT, capture_output=True, text=True, check=False)
         assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
         record_property("injections", len(writers) + 1)
+        assert listing(place.root) == before
+        record_property("figure", f"{len(before)} files read, none changed")
     finally:
         subprocess.run(["umount", "-l", str(workspace.root)], check=True)
 
@@ -80,6 +84,7 @@ def test_a_clock_set_back_changes_no_state_no_order_and_no_time_left(workspace, 
     (workspace.cache / LAST_TURN).unlink()  # an emptied cache
     assert len(waiting_before(workspace, first)) == 0
     record_property("injections", len(back) + 1)
+    record_property("figure", f"all {len(back)} in order, the clock up to {max(back)} days behind")
     recorder = Recorder(first, first.state().model_copy(update={"state": "running", "process": ProcessIdentity.own()}))
     recorder.progress(0, 10, Text("training"))
     monkeypatch.setattr(time, "time", lambda: real() - 500 * day)
@@ -106,6 +111,7 @@ def test_nobody_of_a_class_starves_when_the_clock_is_set_back(workspace, monkeyp
     assert served == ["ana", "ben"] * 4
     assert all(0 <= record["seconds"] < 60 for record in read_jsonl(queue.folder / "durations.jsonl"))
     record_property("injections", 1)
+    record_property("figure", f"{len(served)} turns, {sum(a == b for a, b in pairwise(served))} out of turn")
 
 
 def test_every_fault_of_the_table_is_injected_by_a_test_that_exists():
@@ -164,7 +170,7 @@ def test_half_a_line_of_events_waits_for_the_next_writer(workspace, record_prope
         good.event("end")
         assert [event["event"] for event in good.events()] == ["begin", "end"]
     record_property("injections", len(line) - 1)
-    record_property("figure", "0 whole lines lost")
+    record_property("figure", "no whole line lost")
 
 
 def test_of_a_log_of_two_gigabytes_only_the_end_is_read(workspace, record_property):
@@ -178,7 +184,7 @@ def test_of_a_log_of_two_gigabytes_only_the_end_is_read(workspace, record_proper
     seconds, read = time.monotonic() - began, psutil.Process().io_counters().read_chars - read
     assert read < 200_000
     record_property("injections", 1)
-    record_property("figure", f"{read / 1000:.0f} KB read of {job.log.stat().st_size / 1e9:.1f} GB, in {seconds * 1000:.0f} ms")
+    record_property("figure", f"{read / 1000:.0f} KB read of {job.log.stat().st_size / 1e9:.1f} GB, in {seconds * 1000:.1f} ms")
     assert psutil.Process().memory_info().rss - before < 8 << 20 and seconds < 2
     assert psutil.Process().memory_info().rss < 8 << 30 and len(job.log_tail(10**9)) <= 64_000
 

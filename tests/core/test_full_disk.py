@@ -86,6 +86,7 @@ def test_what_makes_jobs_runs_and_data_leaves_all_as_it_was(small, tiny_model, t
         fill()  # what a writer gave back shall not help the next
         assert refuse(name, write, workspace.root), f"{name} found room"
     record_property("injections", len(writers))
+    record_property("figure", f"{len(writers)} writers, no file changed")
     assert [one.id for one in list_runs(workspace)] == [run.id] and len(list_jobs(workspace)) == 1 and len(list_datasets(workspace)) == 1
     throw_away(workspace, run.folder)  # a rename needs no room
     assert list_runs(workspace) == []
@@ -186,12 +187,13 @@ def test_what_people_write_leaves_all_as_it_was(small, tiny_model, tmp_path, rec
         "password": lambda: set_password(workspace, "correct horse battery"),
     }
     record_property("injections", refuse_until_it_fits(writers, workspace.root.parent, fill))
+    record_property("figure", f"{len(writers)} writers, no file changed by an attempt that broke off")
     assert len(load_talk(workspace, talk)) == 2 and read_handle(chat_folder(workspace)).token == "second"
     held_out = load_dataset(workspace, "plain")
     assert held_out.card.rows == len(held_out.rows()) == 50 and held_out.card.probes == len(held_out.probes()) > 9
 
 
-def test_the_trash_needs_no_room(small, tiny_model):
+def test_the_trash_needs_no_room(small, tiny_model, record_property):
     workspace, fill = small
     save_tiny_dataset(workspace)
     run = create_run(workspace, tiny_recipe(tiny_model), "mine")
@@ -202,7 +204,10 @@ def test_the_trash_needs_no_room(small, tiny_model):
         assert restore(workspace, throw_away(workspace, folder)) == folder
     assert listing(workspace.root) == before
     throw_away(workspace, run.folder)
-    assert empty_trash(workspace) > 0 and list_trash(workspace) == [] and list_runs(workspace) == []
+    freed = empty_trash(workspace)
+    assert freed > 0 and list_trash(workspace) == [] and list_runs(workspace) == []
+    record_property("injections", 6)
+    record_property("figure", f"{freed} bytes came back")
 
 
 def test_a_class_on_a_full_disk(small, tiny_model, record_property):
@@ -240,6 +245,7 @@ def test_a_class_on_a_full_disk(small, tiny_model, record_property):
         assert is_ours
         fill()  # the durations cannot be noted when it ends, and that is no reason to call it failed
     record_property("injections", injections + 2)
+    record_property("figure", f"{injections} handouts and results refused, none half there")
 
 
 def test_a_migration_that_finds_no_room_is_made_at_the_next_opening(small, tiny_model, record_property):
@@ -263,3 +269,4 @@ def test_a_migration_that_finds_no_room_is_made_at_the_next_opening(small, tiny_
             break
     assert 0 < attempts < 11 and read_json(workspace.root / "version.json")["version"] == VERSION
     record_property("injections", attempts)
+    record_property("figure", f"brought up to date at opening {attempts + 1}")

@@ -47,6 +47,7 @@ def test_a_training_goes_on_to_the_same_numbers_when_there_is_room_again(trained
     assert pages >= 60, "it broke off at least three times"
     assert what_is_left(run) == what_is_left(whole)
     record_property("injections", (0, 8, 30, 60, 100, 200, 400, 800).index(pages))
+    record_property("figure", f"all {len(run.metrics())} losses and {len(run.checkpoints())} adapters equal")
 
 
 def test_a_judging_goes_on_where_it_broke_off(trained, record_property):
@@ -72,6 +73,7 @@ def test_a_judging_goes_on_where_it_broke_off(trained, record_property):
     injections += refuse_until_it_fits({"verdict": lambda: write_verdict(run, dataset, probes, [0, 2, 4, 6])}, workspace.root, fill)
     assert listing(run.folder).keys() == before.keys() and len(read_jsonl(run.folder / "scores.jsonl")) == 4
     record_property("injections", injections)
+    record_property("figure", f"{len(answers)} answers, each once")
 
 
 def test_what_makes_models_and_files_of_them_leaves_all_as_it_was(trained, tiny_model, tmp_path, monkeypatch, record_property):
@@ -129,3 +131,4 @@ def test_what_makes_models_and_files_of_them_leaves_all_as_it_was(trained, tiny_
     view = make_view(run, run.checkpoints()[0])  # goes on with the strengths that it has made
     assert all((one.folder / "adapter_config.json").exists() for one in view.checkpoints())
     record_property("injections", injections + 4)
+    record_property("figure", f"{len(writers) + 1} writers, no file changed by an attempt that broke off")
