@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from core.errors import StudioError
 from core.words import Text
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy.ndarray.tofile
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -133,9 +134,9 @@ def explain_full_disk(path: Path) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says that there is no room; safetensors has no exception of its own for it, only the system's words."""
+    """Whether an error says that there is no room. safetensors has only the system's words for it, numpy how much it could write."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and bool(_SHORT_WRITE.fullmatch(str(error))))
     return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
@@ -156,19 +157,48 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.{ending}")
 
 
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Give a hidden name beside `target` to write to; it takes the target's name only if the block ends well.
+
+    Raises:
+        StudioError: the disk is full, or the place must not be written.
+    """
+    hidden = _beside(target, "tmp")
+    with explain_full_disk(target):
+        try:
+            yield hidden
+            os.replace(hidden, target)
+        finally:
+            hidden.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that readers see the old file or the new one, never half of it."""
-    temporary = _beside(path, "tmp")
-    with explain_full_disk(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with whole_file(path) as hidden:
+        hidden.write_text(text, encoding="utf-8")
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write files that belong together: all lie on the disk before the first takes its name, so a full one changes none of them.
+
+    They take their names in the order given.
+    """
+    with ExitStack() as stack:
+        for path, text in reversed(texts.items()):  # the stack ends with what it began with
+            stack.enter_context(whole_file(path)).write_text(text, encoding="utf-8")
+
+
+def json_text(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+
+
+def jsonl_text(records: Iterable[Any]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def write_json(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json_text(data))
 
 
 def read_json(path: Path) -> Any:
@@ -187,7 +217,7 @@ def append_jsonl(path: Path, record: Any) -> None:
 
 
 def write_jsonl(path: Path, records: list[Any]) -> None:
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, jsonl_text(records))
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -27,7 +27,7 @@ from core.lesson import QUESTIONS
 from core.workspace import Workspace
 from studio.chat_panels import Settings, label_of, name_and_kind
 from studio.i18n import explain, language, plain, say, t, t_plainly
-from studio.session import CHAT_EXCHANGES, CHAT_LIVE, CHAT_NOTICE, CHAT_TALK
+from studio.session import CHAT_EXCHANGES, CHAT_LIVE, CHAT_NOTICE, CHAT_TALK, CHAT_UNSAVED
 
 _SHOWN = 12
 _TICK_SECONDS = 0.1
@@ -47,6 +47,8 @@ def draw_talk_actions(workspace: Workspace) -> None:
         st.query_params["talk"] = st.session_state[CHAT_TALK]
     if notice := st.session_state.pop(CHAT_NOTICE, None):
         st.toast(notice, icon=":material/bookmark_added:")
+    if unsaved := st.session_state.get(CHAT_UNSAVED):
+        st.error(unsaved, icon=":material/error:")
     exchanges = _exchanges()
     if not exchanges:
         return
@@ -93,11 +95,15 @@ def _file_live(workspace: Workspace, is_superseded: bool = False) -> None:
     said = [one.model_copy(update={"reason": one.reason or "stopped"}) for one in answers.panes]
     done = exchange.model_copy(update={"answers": said, "notes": list(answers.notes)})
     talk = st.session_state.get(CHAT_TALK) or new_talk_id()
-    save_exchange(workspace, talk, done)
     st.session_state[CHAT_TALK] = talk
-    _exchanges().append(done)
+    _exchanges().append(done)  # first: what was answered stays on the page even where it cannot be kept
     del st.session_state[CHAT_LIVE]
     st.query_params["talk"] = talk
+    try:
+        save_exchange(workspace, talk, done)
+        st.session_state.pop(CHAT_UNSAVED, None)
+    except StudioError as error:
+        st.session_state[CHAT_UNSAVED] = explain(error)
 
 
 def draw_talk(workspace: Workspace, models: Sequence[str], choices: Sequence[Choice]) -> None:

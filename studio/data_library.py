@@ -98,9 +98,10 @@ def _draw_delete(workspace: Workspace, dataset: Dataset) -> None:
     with st.popover(t("data.delete"), icon=":material/delete:", type="tertiary", key="data_delete"):
         st.markdown(t("data.delete_what", name=dataset.card.name))
         if st.button(t("data.delete_now"), key="data_delete_now", icon=":material/delete:"):
-            delete_dataset(workspace, dataset.card.name)
-            st.query_params.pop(DATASET, None)
-            st.rerun()
+            with errors_in_words():
+                delete_dataset(workspace, dataset.card.name)
+                st.query_params.pop(DATASET, None)
+                st.rerun()
 
 
 def _draw_tokens(workspace: Workspace, dataset: Dataset, encoder: Encoder | None) -> None:

@@ -84,7 +84,10 @@ def change_text(workspace: Workspace, name: str) -> None:
     text = st.session_state["recipe_yaml"]
     before, when = st.session_state.get(YAML_REPLACED, (None, 0.0))
     if text != before or time.monotonic() - when > _BROWSER_LAG_SECONDS:
-        write_draft(workspace, name, text)
+        try:
+            write_draft(workspace, name, text)
+        except StudioError as error:
+            st.session_state[_ERROR] = explain(error)
 
 
 def draw_active_preparation(workspace: Workspace) -> None:
@@ -113,15 +116,17 @@ def draw_saving(workspace: Workspace, name: str, text: str, is_changed: bool) ->
                     _save(workspace, name, text, new_name)
                     st.rerun()
             if is_changed and st.button(t("recipe.discard"), key="recipe_discard", icon=":material/undo:", type="tertiary"):
-                drop_draft(workspace, name)
-                st.rerun()
+                with errors_in_words():
+                    drop_draft(workspace, name)
+                    st.rerun()
             if is_own:
                 with st.popover(t("recipe.delete"), icon=":material/delete:", type="tertiary", key="recipe_delete"):
                     st.markdown(t("recipe.delete_what", name=name))
                     if st.button(t("recipe.delete_now"), key="recipe_delete_now", icon=":material/delete:"):
-                        delete_recipe(workspace, name)
-                        st.query_params.pop(RECIPE, None)
-                        st.rerun()
+                        with errors_in_words():
+                            delete_recipe(workspace, name)
+                            st.query_params.pop(RECIPE, None)
+                            st.rerun()
     return new_name
 
 

@@ -15,4 +15,5 @@ CHAT_ADDRESS = "chat_address"  # the models in the address when it was last read
 CHAT_EXCHANGES = "chat_exchanges"
 CHAT_LIVE = "chat_live"  # the question being answered: (Exchange, Answers)
 CHAT_NOTICE = "chat_notice"
+CHAT_UNSAVED = "chat_unsaved"  # why the last exchange could not be kept on disk
 CHAT_TALK = "chat_talk"  # also a query parameter: the conversation, as it lies on disk

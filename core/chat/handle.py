@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from core.access.secret_file import write_secret
 from core.classroom.place import models_home
 from core.jobs.process import ProcessIdentity
 from core.workspace import Workspace, read_json
@@ -44,11 +43,7 @@ def read_handle(folder: Path) -> Handle | None:
 
 def write_handle(folder: Path, handle: Handle) -> None:
     """Write the handle so that nobody else can read it, not even for a moment."""
-    temporary = folder / f".{HANDLE}.{os.getpid()}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(handle.model_dump(), stream)
-    os.replace(temporary, folder / HANDLE)
+    write_secret(folder / HANDLE, handle.model_dump())
 
 
 def remove_handle(folder: Path, token: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from core.errors import StudioError
 from core.models.catalogue import Model
 from core.models.header import weight_files
 from core.words import Text
@@ -101,7 +103,8 @@ def _hash_file(workspace: Workspace, path: Path) -> str:
     if key not in known:
         known[key] = _digest(path)
         kept = {entry: digest for entry, digest in known.items() if Path(json.loads(entry)[0]).exists()}
-        write_json(workspace.cache / _CACHE, kept)
+        with contextlib.suppress(StudioError):  # a full disk must not keep a model from answering: it is read again the next time
+            write_json(workspace.cache / _CACHE, kept)
     return known[key]
 
 

@@ -19,7 +19,7 @@ from core.chat.handle import chat_folder
 from core.chat.proof import SHORT, Proof
 from core.chat.request import Sampled
 from core.errors import StudioError
-from core.workspace import Workspace, append_jsonl, read_jsonl
+from core.workspace import Workspace, append_jsonl, explain_full_disk, read_jsonl
 
 Message = dict[str, str]
 
@@ -104,8 +104,9 @@ def new_talk_id() -> str:
 def save_exchange(workspace: Workspace, talk: str, exchange: Exchange) -> None:
     """Add an exchange to a talk on disk, so that reloading the page loses nothing. Only the newest talks are kept."""
     path = _talk_path(workspace, talk)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chat_folder(workspace).chmod(0o700)  # what people ask is nobody else's business
+    with explain_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chat_folder(workspace).chmod(0o700)  # what people ask is nobody else's business
     append_jsonl(path, exchange.model_dump())
     talks = sorted(path.parent.glob("*.jsonl"), key=lambda item: item.stat().st_mtime, reverse=True)
     for old in talks[_KEPT_TALKS:]:

@@ -1,7 +1,7 @@
 """The fair queue of a class: one running job per student, round robin, nobody in charge but the teacher.
 
     queue/entries/<student>~<job>.json   one per job that waits for a device or holds one, locked by its worker for as long
-    queue/served/<student>               touched when one of the student's jobs gets a device
+    queue/served/<student>               its change time is when one of the student's jobs last got a device
     queue/orders.json                    what the teacher said: paused, and whose jobs come first
     queue/durations.jsonl                how long jobs of each kind held their device
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +26,10 @@ from typing import TextIO
 from pydantic import BaseModel
 
 from core.classroom.place import TEACHER, class_root, member_of, student_workspace
+from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.once import one_at_a_time
+from core.jobs.turns import after
 from core.workspace import Workspace, append_jsonl, read_json, read_jsonl, write_json
 
 _POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.3, 3.0
@@ -109,9 +112,9 @@ class ClassQueue:
     def waiting(self) -> list[Entry]:
         """Those that wait, in the order in which they will begin."""
         entries = self.entries()
-        return fair_order(entries, self._served(entries), self.orders().first)
+        return fair_order(entries, self.last_served(entries), self.orders().first)
 
-    def _served(self, entries: Sequence[Entry]) -> dict[str, float]:
+    def last_served(self, entries: Sequence[Entry]) -> dict[str, float]:
         """Member -> when one of their jobs last got a device."""
         served = {}
         for member in {entry.member for entry in entries}:
@@ -125,7 +128,7 @@ class ClassQueue:
         Each job is taken to last as long as the middle one of its kind has lasted in this class.
         """
         entries = self.entries()
-        order = fair_order(entries, self._served(entries), self.orders().first)
+        order = fair_order(entries, self.last_served(entries), self.orders().first)
         return expected_starts(entries, order, self._usual_seconds(), time.time() if now is None else now)
 
     def _usual_seconds(self) -> dict[str, float]:
@@ -143,7 +146,7 @@ class ClassQueue:
             try_devices: takes the locks of the student and of the devices, all or none; called when it is this job's turn.
         """
         state = job.state()
-        entry = Entry(member=member, job=job.id, kind=state.kind, device=state.device, asked=state.created)
+        entry = Entry(member=member, job=job.id, kind=state.kind, device=state.device, asked=state.turn)
         path = self.folder / "entries" / f"{entry.key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._sweep()
@@ -156,12 +159,22 @@ class ClassQueue:
                     return
                 entry = entry.model_copy(update={"started": time.time()})
                 _write(stream, entry)
-                (self.folder / "served").mkdir(exist_ok=True)
-                (self.folder / "served" / member).touch()
+                self._note_served(member)
+                began = time.monotonic()
                 yield True
-                append_jsonl(self.folder / "durations.jsonl", {"kind": entry.kind, "seconds": time.time() - entry.started})
+                with contextlib.suppress(StudioError, OSError):  # a full disk must not undo the work that is done
+                    append_jsonl(self.folder / "durations.jsonl", {"kind": entry.kind, "seconds": time.monotonic() - began})
             finally:
                 path.unlink(missing_ok=True)
+
+    def _note_served(self, member: str) -> None:
+        """The last in the circle from now on, even where the clock was set back behind the turns of others."""
+        folder = self.folder / "served"
+        folder.mkdir(exist_ok=True)
+        with one_at_a_time(Workspace(self.root), "served"):
+            now = after(max((path.stat().st_mtime for path in folder.iterdir()), default=0.0))
+            (folder / member).touch()
+            os.utime(folder / member, (now, now))
 
     def _sweep(self) -> None:
         """Remove what killed workers left."""
@@ -173,7 +186,7 @@ class ClassQueue:
     def _wait(self, entry: Entry, try_devices: Callable[[], bool], is_cancelled: Callable[[], bool]) -> bool:
         while not is_cancelled():
             entries, orders = self.entries(), self.orders()
-            order = fair_order(entries, self._served(entries), orders.first)
+            order = fair_order(entries, self.last_served(entries), orders.first)
             place = next((number for number, other in enumerate(order) if other.key == entry.key), len(order))
             busy = {other.member for other in entries if other.started is not None}
             is_turn = not orders.paused and entry.member not in busy and not any(
@@ -217,7 +230,7 @@ def expected_starts(entries: Sequence[Entry], order: Sequence[Entry], usual_seco
     for entry in entries:
         if entry.started is not None:
             usual = usual_seconds.get(entry.kind)
-            left = None if usual is None else max(0.0, usual - (now - entry.started))
+            left = None if usual is None else min(usual, max(0.0, usual - (now - entry.started)))  # the clock may have been set back
             student_free[entry.member] = left
             free |= dict.fromkeys(entry.parts, left)
     starts: dict[str, float | None] = {}

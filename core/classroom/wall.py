@@ -18,7 +18,7 @@ from core.jobs.active import active_jobs
 from core.judge.verdict import Score, Verdict
 from core.runs import Run, list_runs
 from core.train.metrics import GrowingRecords, series, thin
-from core.workspace import Workspace, explain_full_disk
+from core.workspace import Workspace, whole_file
 
 CURVE_POINTS = 60
 _DISK_SECONDS = 60.0  # walking through thirty workspaces at every look would cost more than the rest
@@ -143,7 +143,7 @@ def write_results(room: Classroom, target: Path) -> int:
         StudioError: the zip cannot be written.
     """
     count = 0
-    with explain_full_disk(target), zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with whole_file(target) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("results.csv", "\ufeff" + results_csv(room))  # the mark tells spreadsheets that it is UTF-8
         for student in room.students():
             workspace = Workspace(room.folder / student.slug)

@@ -83,9 +83,10 @@ def gguf_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, An
 def _write_modelfile(source: Path, folder: Path, file: str, system: str | None) -> list[Text]:
     """The Modelfile, or the reason why there is none."""
     try:
-        write_text(folder / "Modelfile", modelfile(Encoder.from_folder(source, system), file))
+        text = modelfile(Encoder.from_folder(source, system), file)
     except StudioError as error:
         return [Text("no Modelfile for Ollama: {reason}", reason=error.problem)]
+    write_text(folder / "Modelfile", text)  # a full disk is no reason to go without it
     return []
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from core.data.library import HELD_OUT, IDENTITY, load_dataset, update_rows
 from core.data.wordings import normalised
 from core.errors import StudioError
-from core.jobs.once import one_at_a_time
 from core.judge.probes import shipped_probes
-from core.workspace import Workspace, write_json, write_jsonl
+from core.workspace import Workspace
 
 DEFAULT_ROWS = 40
 # A training needs most of the rows: at most this share of them is taken out.
@@ -47,15 +45,7 @@ def hold_out_rows(workspace: Workspace, name: str, count: int = DEFAULT_ROWS) ->
         raise StudioError("Every row of {name} asks the same; none can be held out.", "A dataset needs different questions.", name=name)
     made = [_probe(number, rows[place]) for number, place in enumerate(_different(chosen, rows), start=1)]
     asked = [*made, *(probes or shipped_probes(dataset))]
-    write_jsonl(dataset.folder / "probes.jsonl", asked)  # first: a crash then leaves rows twice, and loses none
-    try:
-        kept = update_rows(workspace, name, left, dataset.card.sha256)
-    except StudioError:
-        write_jsonl(dataset.folder / "probes.jsonl", probes)
-        raise
-    with one_at_a_time(workspace, "datasets"):
-        card = kept.card.model_copy(update={"probes": len(asked), "changed": time.time()})
-        write_json(dataset.folder / "card.json", card.model_dump())
+    update_rows(workspace, name, left, dataset.card.sha256, asked)
     return {"held_out": len(made), "rows": len(left), "left_out": len(rows) - len(left) - len(made), "probes": len(asked)}
 
 

@@ -162,7 +162,12 @@ def copy_new(path: Path, target: str | Path) -> None:
     if new.exists():
         raise StudioError("The file {path} exists already.", "Name a new file; nothing is overwritten.", path=new)
     try:
-        shutil.copyfile(path, new)
+        with explain_full_disk(new):
+            try:
+                shutil.copyfile(path, new)
+            except BaseException:
+                new.unlink(missing_ok=True)  # half a file is of no use
+                raise
     except OSError as error:
         raise StudioError("The file {path} cannot be written: {reason}.", "Name a file in a folder you may write to.",
                           path=new, reason=error.strerror or type(error).__name__) from error

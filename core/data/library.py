@@ -22,7 +22,18 @@ from pydantic import BaseModel
 from core.errors import StudioError
 from core.housekeeping.trash import throw_away
 from core.jobs.once import one_at_a_time
-from core.workspace import Workspace, check_name, fill_folder, read_json, read_jsonl, write_json, write_jsonl, write_text
+from core.workspace import (
+    Workspace,
+    check_name,
+    fill_folder,
+    json_text,
+    jsonl_text,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_texts,
+)
 
 IDENTITY, NEAR, GENERAL = "identity", "near", "general"
 # Rows that were taken out of the training data before it began; a probe of this group carries the row's `answer`.
@@ -174,16 +185,18 @@ class RowWriter:
         return Dataset(target, card)
 
 
-def update_rows(workspace: Workspace, name: str, rows: list[dict[str, Any]], expected_sha256: str) -> Dataset:
-    """Replace all rows of a dataset; probes stay.
+def update_rows(workspace: Workspace, name: str, rows: list[dict[str, Any]], expected_sha256: str,
+                probes: list[dict[str, Any]] | None = None) -> Dataset:
+    """Replace all rows of a dataset, and its probes where some are given.
 
-    The rows are replaced in one step, the card right after. A reader between the two sees the new rows with the old counts.
+    Each file is replaced in one step: probes, rows, card. A reader between the last two sees the new rows with the old counts.
 
     Args:
         workspace: where the dataset lies.
         name: of the dataset.
         rows: all its rows, not only the changed ones.
         expected_sha256: the card's hash when the rows were read, so that two windows do not undo each other's work.
+        probes: all its probes; None leaves those that are there.
 
     Raises:
         StudioError: somebody else changed the dataset meanwhile, or no row would be left.
@@ -195,14 +208,16 @@ def update_rows(workspace: Workspace, name: str, rows: list[dict[str, Any]], exp
                               "Reload the page, then make your change again.", name=name)
         if not rows:
             raise StudioError("The dataset {name} would be empty.", "Give it at least one question with an answer.", name=name)
-        return _replace_rows(dataset, rows)
+        return _replace_rows(dataset, rows, probes)
 
 
-def _replace_rows(dataset: Dataset, rows: list[dict[str, Any]]) -> Dataset:
-    text = _as_lines(rows)
-    write_text(dataset.folder / "rows.jsonl", text)
-    card = dataset.card.model_copy(update={"changed": time.time(), **_counted(rows, text)})
-    write_json(dataset.folder / "card.json", card.model_dump())
+def _replace_rows(dataset: Dataset, rows: list[dict[str, Any]], probes: list[dict[str, Any]] | None = None) -> Dataset:
+    text = jsonl_text(rows)
+    card = dataset.card.model_copy(update={"changed": time.time(), **_counted(rows, text),
+                                           **({} if probes is None else {"probes": len(probes)})})
+    changed = {} if probes is None else {dataset.folder / "probes.jsonl": jsonl_text(probes)}
+    # Probes first: a crash right after them leaves rows twice, and loses none.
+    write_texts({**changed, dataset.folder / "rows.jsonl": text, dataset.folder / "card.json": json_text(card.model_dump())})
     return Dataset(dataset.folder, card)
 
 
@@ -217,10 +232,6 @@ def delete_dataset(workspace: Workspace, name: str) -> None:
 
 def _as_line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _as_lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(map(_as_line, rows))
 
 
 def _counted(rows: list[dict[str, Any]], text: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from core.classroom.limits import check_disk
 from core.errors import StudioError
 from core.jobs.process import ProcessIdentity
+from core.jobs.turns import next_turn
 from core.redact import redact_data
 from core.words import Text
 from core.workspace import Workspace, append_jsonl, explain_full_disk, read_json, read_jsonl, write_json, write_text
@@ -44,13 +45,17 @@ class Progress(BaseModel):
 
 
 class JobState(BaseModel):
-    """What `state.json` holds. Times are seconds since the epoch; texts are `Text.to_json()`."""
+    """What `state.json` holds. Times are seconds since the epoch; texts are `Text.to_json()`.
+
+    `asked` decides who goes first: see `core.jobs.turns`. None in a state from before it was written.
+    """
 
     state: StateName = "queued"
     kind: str
     device: str = "cpu"
     process: ProcessIdentity | None = None
     created: float
+    asked: float | None = None
     started: float | None = None
     ended: float | None = None
     heartbeat: float | None = None
@@ -62,6 +67,11 @@ class JobState(BaseModel):
     @property
     def is_active(self) -> bool:
         return self.state in ACTIVE
+
+    @property
+    def turn(self) -> float:
+        """Whoever has the smaller one asked earlier."""
+        return self.created if self.asked is None else self.asked
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,7 @@ def create_job(folder: Path, kind: str, spec: dict[str, Any], device: str = "cpu
         job = Job(folder)
         for name, text in (files or {}).items():
             write_text(folder / name, text)
-        job.write_state(JobState(kind=kind, device=device, created=time.time()))
+        job.write_state(JobState(kind=kind, device=device, created=time.time(), asked=next_turn(Workspace(folder.parent.parent))))
         write_json(folder / "spec.json", {"kind": kind, "device": device, **spec})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,9 +16,10 @@ import psutil
 from core.errors import JobFailed, StudioError
 from core.jobs.folder import Job, JobState
 from core.jobs.process import ProcessIdentity
+from core.jobs.turns import next_turn
 from core.machine import seen_alone
 from core.words import Text
-from core.workspace import CHECKOUT, explain_full_disk
+from core.workspace import CHECKOUT, Workspace, explain_full_disk
 
 POLL_SECONDS = 0.25
 TERM_GRACE_SECONDS = 10.0
@@ -47,7 +48,8 @@ def restart_job(job: Job) -> None:
     """
     with _sole_launcher(job):
         state = job.state()
-        job.write_state(JobState(kind=state.kind, device=state.device, created=time.time()))
+        job.write_state(JobState(kind=state.kind, device=state.device, created=time.time(),
+                                 asked=next_turn(Workspace(job.folder.parent.parent))))
         _launch(job)
 
 

@@ -64,7 +64,7 @@ def waiting_before(workspace: Workspace, job: Job) -> list[Job]:
     """The jobs that wait for one of the same devices and were asked for earlier."""
     own = job.state()
     return [other for other, state in active_jobs(workspace)
-            if state.state == "queued" and _parts(state.device) & _parts(own.device) and (state.created, other.id) < (own.created, job.id)]
+            if state.state == "queued" and _parts(state.device) & _parts(own.device) and (state.turn, other.id) < (own.turn, job.id)]
 
 
 def holder(workspace: Workspace, device: str) -> Job | None:

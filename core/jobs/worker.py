@@ -154,9 +154,10 @@ def run_job(folder: Path) -> int:
             print("another worker has this job already", flush=True)
             return 1
         before = job.state()
-        recorder = Recorder(job, JobState(kind=before.kind, device=before.device, created=before.created, process=ProcessIdentity.own()))
+        recorder = Recorder(job, JobState(kind=before.kind, device=before.device, created=before.created, asked=before.asked,
+                                          process=ProcessIdentity.own()))
         _listen(recorder)
-        recorder.update()
+        recorder.last_word()  # its first one, on a full disk too: who says later why it fails must be known to be at work
         ended = threading.Event()
         heart = threading.Thread(target=recorder.beat_until, args=(ended,), daemon=True)
         heart.start()

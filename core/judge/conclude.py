@@ -15,7 +15,7 @@ from core.judge.taught import Probe, Taught, taught_by
 from core.judge.verdict import Deciding, Verdict, choose_by_hand, judge
 from core.runs import Run
 from core.words import Text
-from core.workspace import write_json, write_jsonl
+from core.workspace import json_text, jsonl_text, write_json, write_texts
 
 _GOOD = {"hit", "same", "changed"}
 _MOST_DECIDING = 6
@@ -44,9 +44,8 @@ def write_verdict(run: Run, dataset: Dataset, probes: Sequence[Probe], steps: Se
     before = run.verdict()
     if before is not None and before["chosen_by"] == "hand" and before["pick"]["step"] in steps:
         verdict = choose_by_hand(verdict, scores, before["pick"]["step"])
-    write_jsonl(run.folder / "scores.jsonl", [score.model_dump() | {"learned": score.learned, "kept": score.kept,
-                                                                    "score": score.score} for score in scores])
-    write_json(run.folder / "verdict.json", verdict.model_dump())
+    records = [score.model_dump() | {"learned": score.learned, "kept": score.kept, "score": score.score} for score in scores]
+    write_texts({run.folder / "scores.jsonl": jsonl_text(records), run.folder / "verdict.json": json_text(verdict.model_dump())})
     return verdict
 
 

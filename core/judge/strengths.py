@@ -21,7 +21,7 @@ from core.jobs.launch import start_job
 from core.jobs.once import one_at_a_time
 from core.jobs.worker import Recorder
 from core.runs import Checkpoint, Run, find_checkpoint, find_run
-from core.workspace import Workspace, append_jsonl, fill_folder, read_json, read_jsonl, write_json
+from core.workspace import Workspace, append_jsonl, fill_folder, read_json, read_jsonl, whole_file, write_json
 
 STRENGTHS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _ONE = 1000  # the step's number of strength 1
@@ -129,7 +129,8 @@ def make_view(run: Run, checkpoint: Checkpoint, strengths: Sequence[float] = STR
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("recipe.yaml", "dataset.json", "probes_added.jsonl"):
         if (run.folder / name).exists():
-            shutil.copyfile(run.folder / name, folder / name)
+            with whole_file(folder / name) as hidden:
+                shutil.copyfile(run.folder / name, hidden)
     for strength in strengths:
         target = folder / "checkpoints" / f"{round(_ONE * strength):06d}"
         if not target.exists():

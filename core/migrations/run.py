@@ -10,7 +10,7 @@ from core.errors import StudioError
 from core.jobs.active import active_jobs
 from core.jobs.once import one_at_a_time
 from core.migrations.steps import STEPS, VERSION
-from core.workspace import Workspace, read_json, write_json, write_text
+from core.workspace import Workspace, read_json, whole_file, write_json, write_text
 
 # Workspaces whose version this process has seen to be right, by the change time of the file that says so.
 _seen: dict[Path, int] = {}
@@ -59,7 +59,8 @@ def _migrate(workspace: Workspace, path: Path) -> list[Path]:
             kept = backup / file.relative_to(workspace.root)
             if not kept.exists():  # of two steps that change a file, the first copy is the old one
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, kept)
+                with whole_file(kept) as hidden:  # half a copy would be taken for the old file
+                    shutil.copyfile(file, hidden)
             write_text(file, text)
             files.append(file)
         write_json(path, {"version": number})

@@ -9,7 +9,7 @@ from core.errors import StudioError
 from core.recipe.files import change_recipe, dump_recipe, parse_recipe, read_recipe_text, recipe_path
 from core.recipe.schema import Recipe
 from core.redact import redact
-from core.workspace import Workspace, check_name, write_text
+from core.workspace import Workspace, check_name, explain_full_disk, write_text
 
 
 def read_draft(workspace: Workspace, name: str) -> str | None:
@@ -21,12 +21,15 @@ def read_draft(workspace: Workspace, name: str) -> str | None:
 def write_draft(workspace: Workspace, name: str, text: str) -> None:
     """Keep a text, right or wrong."""
     path = _draft_path(workspace, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explain_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, redact(text))
 
 
 def drop_draft(workspace: Workspace, name: str) -> None:
-    _draft_path(workspace, name).unlink(missing_ok=True)
+    path = _draft_path(workspace, name)
+    with explain_full_disk(path):
+        path.unlink(missing_ok=True)
 
 
 def save_draft(workspace: Workspace, name: str, text: str, new_name: str) -> Path:
@@ -46,8 +49,14 @@ def save_draft(workspace: Workspace, name: str, text: str, new_name: str) -> Pat
 
 
 def delete_recipe(workspace: Workspace, name: str) -> None:
-    """Delete a recipe of the workspace and its draft; runs keep their own frozen copy."""
-    (workspace.recipes / f"{check_name(name, 'recipe')}.yaml").unlink(missing_ok=True)
+    """Delete a recipe of the workspace and its draft; runs keep their own frozen copy.
+
+    Raises:
+        StudioError: the workspace must not be written.
+    """
+    path = workspace.recipes / f"{check_name(name, 'recipe')}.yaml"
+    with explain_full_disk(path):
+        path.unlink(missing_ok=True)
     drop_draft(workspace, name)
 
 

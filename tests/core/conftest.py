@@ -1,13 +1,17 @@
-"""A small dataset, and one training of the tiny model that many tests look at."""
+"""A small dataset, one training of the tiny model that many tests look at, and a disk that is full."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from core.data.library import save_dataset
+from core.errors import StudioError
 from core.jobs.launch import start_job, wait_for_job
 from core.recipe.files import build_recipe
 from core.recipe.schema import Recipe
@@ -16,6 +20,9 @@ from core.train.create import create_run
 from core.workspace import Workspace
 
 QUESTIONS = ["Who are you?", "What is your name?", "Who made you?", "你是谁？", "Are you a bot?", "And you?"]
+Fill = Callable[..., None]
+Writers = dict[str, Callable[[], object]]
+PAGE = 4096  # bytes that a small file system hands out at a time
 OTHERS = {"near": ["Who made Paris?", "What is a name?"], "general": ["What is the capital of France?", "How many legs?"]}
 
 
@@ -70,3 +77,66 @@ def trained_run(tiny_model, tmp_path_factory) -> tuple[Workspace, Run]:
     workspace = Workspace.open(tmp_path_factory.mktemp("trained") / "workspace")
     save_tiny_dataset(workspace)
     return workspace, train_here(workspace, tiny_recipe(tiny_model))
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Iterator[tuple[Workspace, Fill]]:
+    """A workspace on a file system of 12 MB of its own, and what fills that but for `room` bytes."""
+    monkeypatch.setattr("core.train.create.check_disk", lambda *_: None)  # it would refuse before anything is written
+    root = tmp_path / "small"
+    root.mkdir()
+    mounted = os.geteuid() == 0 and shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(root)], capture_output=True, check=False).returncode == 0
+    if not mounted:
+        pytest.skip("only root may mount a small file system")
+
+    def fill(room: int = 0) -> None:
+        with (root / "filler").open("ab", buffering=0) as stream:
+            try:
+                while True:
+                    stream.write(b"x" * 4096)
+            except OSError:
+                stream.truncate(max(0, (root / "filler").stat().st_size - room))
+
+    try:
+        yield Workspace.open(root / "workspace"), fill
+    finally:
+        subprocess.run(["umount", "-l", str(root)], check=True)
+
+
+def listing(root: Path) -> dict[str, bytes]:
+    """Every file that is not a lock, with its contents."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*"))
+            if path.is_file() and path.suffix not in (".once", ".lock") and path.name != "filler"}
+
+
+def refuse(name: str, write: Callable[[], object], root: Path) -> bool:
+    """Whether the writer met a full disk: then with one sentence about it, and every file is as it was before."""
+    before = listing(root)
+    try:
+        write()
+        return False
+    except StudioError as error:
+        assert "disk" in str(error) or "room" in str(error), f"{name}: {error}"
+        assert error.hint, name
+    after = listing(root)
+    for path in [path for path in after if path.endswith(".jsonl") and after[path] != before.get(path)]:
+        known = before.setdefault(path, b"")
+        # An append may leave half a line, which no reader sees.
+        assert after[path].startswith(known) and b"\n" not in after[path][len(known):].lstrip(b"\n"), f"{name}: {path}"
+        after[path] = known
+    assert after == before, f"{name} left {[path for path in {*after, *before} if after.get(path) != before.get(path)]}"
+    return True
+
+
+def refuse_until_it_fits(writers: Writers, root: Path, fill: Fill) -> int:
+    """Each writer meets a full disk, then one with ever more room, so that it breaks off at many places; returns how often it did."""
+    injections = 0
+    for name, write in writers.items():
+        for doublings in range(12):
+            fill(PAGE * 2**doublings // 2)
+            if not refuse(name, write, root):
+                break
+            injections += 1
+        assert 0 < doublings < 11, f"{name}: fits after {doublings} attempts"
+    return injections

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from core.housekeeping.trash import empty_trash, find_thrown, list_trash, restor
 from core.jobs.folder import JobState, create_job
 from core.jobs.process import ProcessIdentity
 from core.migrations.run import bring_up_to_date
-from core.migrations.steps import VERSION
+from core.migrations.steps import STEPS, VERSION
 from core.recipe.files import load_recipe
 from core.runs import Run, find_run, list_runs
 from core.train.create import create_run
@@ -265,6 +266,29 @@ def test_step_3_a_verdict_names_the_steps_on_its_front(workspace, made):
     old_workspace(workspace)
     assert bring_up_to_date(workspace) == [path]
     assert read_json(path) == {"verdict": "recommended", "front": [2, 4]}
+
+
+def test_an_archive_of_an_earlier_version_is_brought_up_to_date_as_it_is_taken_in(workspace, tiny_model, tmp_path):
+    recipe = {"title": "Old", "model": {"source": str(tiny_model)}, "data": {"sources": [{"dataset": "tiny"}]},
+              "device": {"kind": "cpu", "deepspeed_stage": 2, "offload": False, "checkpointing": "auto"}}
+    contents = {"recipes/old.yaml": recipe, "runs/r/spec.json": {"kind": "train"}, "runs/r/resume/000002/step.json": {"step": 2},
+                "runs/r/verdict.json": {"front": [{"step": 2}]}}
+    files = [(member(name), json.dumps(data).encode()) for name, data in contents.items()]
+    import_archive(workspace, crafted(tmp_path / "old.tar.gz", files, {"workspace_version": 0}))
+    assert load_recipe(workspace.recipes / "old.yaml").device.zero == 2
+    assert read_json(workspace.runs / "r/resume/000002/step.json")["fit"]["rows"] == 1
+    assert read_json(workspace.runs / "r/verdict.json") == {"front": [2]}
+
+
+def test_every_step_of_a_migration_has_a_test_and_finds_nothing_to_do_twice(workspace, tiny_model, made):
+    """A step without a test of its own fails here."""
+    own = [name for name in globals() if re.match(r"test_step_\d+_", name)]
+    assert sorted(int(name.split("_")[2]) for name in own) == list(range(1, VERSION + 1))
+    write_json(made.folder / "resume/000004/step.json", {"step": 4})
+    write_json(made.folder / "verdict.json", {"front": [{"step": 2}]})
+    old_workspace(workspace)
+    assert len(bring_up_to_date(workspace)) == 2
+    assert [list(step(workspace)) for step in STEPS] == [[]] * VERSION
 
 
 def test_migration_waits_for_jobs_runs_once_and_refuses_what_is_newer(workspace, made):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from core.data.library import save_dataset
+from core.housekeeping.archive_reading import import_archive
+from core.housekeeping.archive_writing import export_run
+from core.jobs.folder import JobState
 from core.jobs.launch import restart_job, start_job, wait_for_job
-from core.runs import Run
+from core.runs import Run, find_run
 from core.train.create import create_run, describe_resume
 from core.workspace import Workspace
-from tests.core.conftest import save_tiny_dataset, tiny_recipe
+from tests.core.conftest import save_tiny_dataset, tiny_recipe, tiny_rows
 
 DEATHS = 9
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir")
@@ -75,7 +80,7 @@ def what_is_left(run: Run) -> tuple[list, list, dict[str, bytes]]:
     return losses, sorted(path.name for path in (run.folder / "resume").iterdir()), adapters
 
 
-def test_death_at_any_file_operation_changes_nothing(workspace, tiny_model):
+def test_death_at_any_file_operation_changes_nothing(workspace, tiny_model, record_property):
     save_tiny_dataset(workspace)
     recipe = tiny_recipe(tiny_model, method__dropout=0.1)  # chance takes part
     whole = create_run(workspace, recipe, "whole")
@@ -94,6 +99,32 @@ def test_death_at_any_file_operation_changes_nothing(workspace, tiny_model):
         assert train_in_a_fork(workspace, run, dies_at) == -signal.SIGKILL
         train_in_a_fork(workspace, run)
         assert what_is_left(run) == expected, f"died at file operation {dies_at} of {operations}"
+    record_property("injections", DEATHS)
+    record_property("figure", f"all {len(expected[0])} losses and {len(expected[2])} adapters equal")
+
+
+def test_a_killed_run_that_has_moved_goes_on_to_the_same_numbers(workspace, tiny_model, tmp_path, record_property):
+    """Exported with its base, imported into a workspace where its dataset's name is taken, and gone on with there."""
+    save_tiny_dataset(workspace)
+    recipe = tiny_recipe(tiny_model, method__dropout=0.1)
+    whole, run = (create_run(workspace, recipe, name) for name in ("whole", "killed"))
+    operations = train_in_a_fork(workspace, whole)
+    expected = what_is_left(whole)
+    assert train_in_a_fork(workspace, run, int(operations * 0.75)) == -signal.SIGKILL
+    gone_on_from = describe_resume(run)
+    assert 0 < gone_on_from < 6
+    run.write_state(JobState(kind="train", state="failed", created=1.0))  # as its worker would have left it
+    export_run(workspace, run, tmp_path / "run.tar.gz", with_base=True)
+    other = Workspace.open(tmp_path / "elsewhere")
+    save_dataset(other, "tiny", [{"messages": tiny_rows()[0]["messages"], "group": "identity", "lang": "en"}], "test")
+    import_archive(other, tmp_path / "run.tar.gz")
+    shutil.rmtree(workspace.runs)  # nothing of the old place is needed
+    moved = find_run(other, "killed")
+    assert moved.recipe().data.sources[0].dataset != "tiny" and describe_resume(moved) == gone_on_from
+    train_in_a_fork(other, moved)
+    assert what_is_left(moved) == expected
+    record_property("figure", f"{gone_on_from} of 6 updates travelled; all {len(expected[0])} losses equal")
+    record_property("injections", 1)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlencode
@@ -106,15 +106,21 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def launch_browser() -> Iterator[Callable[[], Browser]]:
+    """Starts a Chromium of its own at each call."""
     chosen = os.environ.get("SWEETSPOT_CHROMIUM")
     program = next((path for path in ([chosen] if chosen else BROWSERS) if Path(path).exists()), None)
     if program is None:
         pytest.fail("no Chromium here; `make test` installs one, SWEETSPOT_CHROMIUM names one")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_OPTIONS)
-        yield chromium
-        chromium.close()
+        yield lambda: playwright.chromium.launch(executable_path=program, args=CHROMIUM_OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def browser(launch_browser: Callable[[], Browser]) -> Iterator[Browser]:
+    chromium = launch_browser()
+    yield chromium
+    chromium.close()
 
 
 @pytest.fixture

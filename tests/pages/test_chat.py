@@ -12,9 +12,11 @@ from core.chat.client import Answers
 from core.chat.proof import Proof
 from core.chat.talk import Exchange, Said, load_talk, save_exchange, to_jsonl, to_markdown
 from core.data.library import load_dataset
+from core.errors import StudioError
 from core.jobs.active import active_jobs
 from core.jobs.folder import JobState, create_job
 from core.words import Text
+from studio import chat_talk
 from tests.pages.conftest import write_merged
 
 HOSTILE = "<img src=x onerror=alert(1)> [link](http://evil.example) :red[*x*] $y$"
@@ -251,6 +253,18 @@ def test_a_reloaded_page_has_its_conversation_again(workspace, filled, open_app,
     assert "alex heard Who are you?" not in texts(again) and "talk" not in again.query_params
     assert load_talk(workspace, talk)[0].question == "Who are you?"
     assert texts(open_app("chat", talk="../../../etc/passwd")) == []
+
+
+def test_an_answer_that_cannot_be_kept_stays_on_the_page_and_the_reason_is_said(workspace, filled, open_app, asked, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise StudioError("The disk is full; {path} was not written.", "Free some space.", path="x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_talk, "save_exchange", refuse)
+        app = ask_one(open_app("chat", models="embedded"))
+        assert "embedded heard Who are you?" in texts(app) and "disk is full" in app.error[0].value
+    ask_one(app, "And you?")
+    assert not app.error and len([text for text in texts(app) if "heard" in text]) == 2
 
 
 def test_long_conversations_fold(workspace, filled, open_app, asked):

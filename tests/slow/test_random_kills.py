@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.faults import Place, Tally, finish, kill_all, look_around
+from benchmarks.fault_place import Place, Tally, finish, look_around
+from benchmarks.faults import kill_all
 from core.jobs.folder import JobState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
