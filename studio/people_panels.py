@@ -16,6 +16,7 @@ from studio.visitors import door
 from studio.wall_panels import shown_code, spaced
 
 _WIDTH = 760
+_DISK_SECONDS = 30.0  # thirty workspaces are not walked through at every click
 
 
 def draw_people(room: Classroom) -> None:
@@ -37,7 +38,7 @@ def _draw_list(room: Classroom, students: list[Student], settings: ClassSettings
     for one in students:
         workspace = Workspace(room.folder / one.slug)
         rows.append({student: one.name, joined: when(one.joined), runs: sum(1 for _ in workspace.runs.glob("*/spec.json")),
-                     disk: student_bytes(workspace) / 1e6})
+                     disk: student_bytes(workspace, _DISK_SECONDS) / 1e6})
     st.dataframe(rows, hide_index=True, alt=t_plainly("wall.people_alt"), column_config={
         student: st.column_config.TextColumn(width="medium"),
         disk: st.column_config.ProgressColumn(min_value=0.0, max_value=settings.disk_bytes / 1e6, format="%.0f MB")})

@@ -119,7 +119,7 @@ def test_two_students_and_a_teacher(school: tuple[str, Classroom], contexts: lis
     if folder:
         teacher.screenshot(path=f"{folder}/wall.png", full_page=True)
     teacher.keyboard.press("Escape")
-    for name, key in (("Leaderboard", "csv"), ("Shared", "shared_run"), ("Queue", "pause"), ("Hand out", "hand_out"), ("People", "keep")):
+    for name, key in (("Leaderboard", "csv"), ("Queue", "pause"), ("Hand out", "hand_out"), ("People", "keep")):
         teacher.locator(".st-key-wall_view").get_by_text(name).click()
         expect(teacher.locator(f".st-key-wall_{key}")).to_be_visible(timeout=PATIENCE_MS)
         assert teacher.get_by_test_id("stException").count() == 0, name
