@@ -77,6 +77,16 @@ def test_a_finding_names_its_field_and_a_difference_its_values(mine: Path, sweet
     assert "0.005" in out and "5e-05" in out and "true" in out and "rank" not in out
 
 
+def test_what_cannot_be_told_is_not_blamed_on_the_model_or_a_gpu(mine: Path, sweetspot: Sweetspot) -> None:
+    nothing = ("--set", "data.sources=[{dataset: tiny, groups: [identity]}, {dataset: tiny, groups: [poems]}]")
+    code, out, err = sweetspot("recipe", "estimate", "mine", *nothing)
+    assert (code, err) == (0, "") and "cannot be told yet" in out and "GPU" not in out
+    code, out, err = sweetspot("recipe", "fit", "mine", *nothing)
+    assert (code, out) == (2, "") and "rows of this recipe cannot be measured" in err
+    code, out, err = sweetspot("recipe", "fit", "mine", "--set", "model.source=nobody/has-this-one")
+    assert code == 2 and "model is not on this machine" in err
+
+
 def test_a_recipe_is_not_written_over_another(mine: Path, sweetspot: Sweetspot) -> None:
     before = mine.read_bytes()
     code, out, err = sweetspot("recipe", "new", "mine", "--from", "identity-lesson-cpu")

@@ -60,9 +60,12 @@ def propose_fit(workspace: Workspace, recipe: Recipe, known: Forecast | None = N
     """
     known = known or forecast(workspace, recipe)
     base = find_local_base(workspace, recipe.model.source)
-    if base is None or known.memory is None or known.longest_tokens is None:
+    if base is None:
         raise StudioError("The model is not on this machine, so nothing can be fitted to it.",
                           "Fetch it first: `sweetspot models add`.")
+    if known.memory is None or known.longest_tokens is None:
+        raise StudioError("The rows of this recipe cannot be measured, so nothing can be fitted to them.",
+                          "`sweetspot recipe check` says what is wrong with the recipe.")
     free = free_bytes(known.device)
     # Where a trial measured more or less than arithmetic counted, other sizes will differ alike.
     scale = known.memory_bytes / known.memory.total if known.basis == "trial" and known.memory_bytes else 1.0

@@ -111,7 +111,9 @@ def _print_forecast(recipe: Recipe, known: Forecast) -> None:
         parts = {part: size for part, size in asdict(known.memory).items() if size >= 5e6}
         say(f"Memory: {'about ' if known.basis == 'arithmetic' else ''}{known.memory_bytes / 1e9:.2f} GB at the peak. By arithmetic: "
             + ", ".join(f"{part} {size / 1e9:.2f}" for part, size in parts.items()) + ".")
-    if known.seconds is None:
+    if known.basis is None:
+        say("Memory and time cannot be told yet; sweetspot recipe check says what is missing.")
+    elif known.seconds is None:
         say(f"Time on {known.device}: this GPU is not known; measure it with sweetspot recipe estimate --measure.")
     else:
         said = {"trial": f"measured by {known.measured_on}", "run": f"at the pace of {known.measured_on}",
