@@ -189,6 +189,8 @@ def _edit_value(
         # A block list that becomes a word stands on its own line, which must be further in than its key.
         is_at_key = key is not None and node.start_mark.column <= key.start_mark.column
         replacement = ("  " if is_at_key else "") + inline(new)
+    if isinstance(node, SequenceNode) and not node.flow_style:
+        replacement += "".join(f"\n{line}" for line in text[start:end].split("\n") if line.lstrip().startswith("#"))
     edits.append(_Edit(start, False, 0, end, replacement + ending))
 
 

@@ -153,6 +153,13 @@ def test_a_list_that_grows_or_shrinks_keeps_the_comments_of_the_rest(column: str
         assert dump_recipe(recipe, written) == written
 
 
+def test_a_list_that_becomes_a_word_keeps_the_lines_of_comment() -> None:
+    text = "method:\n  targets:\n  - q_proj # one\n  # why these\n  - v_proj # two\n  rank: 4\n"
+    recipe = change_recipe(parse_recipe(text, "x"), {"method.targets": "all-linear"})
+    written = dump_recipe(recipe, text)
+    assert parse_recipe(written, "x") == recipe and "  # why these # two\n  rank: 4" in written
+
+
 def test_length_changes_from_updates_to_epochs_in_a_file() -> None:
     recipe = change_recipe(parse_recipe(COMMENTED, "x"), {"schedule.epochs": 3.0})
     text = dump_recipe(recipe, COMMENTED)
