@@ -90,7 +90,8 @@ def _number_format(recipe: Recipe, gpus: list[Gpu], on_cpu: bool) -> Iterator[Fi
     if dtype == "bfloat16" and old is not None and old.capability is not None:
         yield Finding("no_bf16", "warning", Text(
             "{gpu} does not compute in bfloat16 itself (compute capability {has}; 8.0 does): it is emulated, and many times slower.",
-            gpu=old.name, has="{}.{}".format(*old.capability)), Text("Set model.dtype to float16."), "model.dtype")
+            gpu=old.name, has="{}.{}".format(*old.capability)),
+            Text("Set model.dtype to float32.") if recipe.device.zero else Text("Set model.dtype to float16."), "model.dtype")
 
 
 def check_zero(recipe: Recipe, base: Path | None, parameters: int) -> Iterator[Finding]:

@@ -150,6 +150,15 @@ def test_the_gpus_that_the_recipe_names_are_looked_at(workspace: Workspace, reci
         assert {"no_bf16", "old_gpu", "gpu_shared"} & set(found) == expected, gpus
 
 
+def test_one_way_out_does_not_lead_into_another_fault(workspace: Workspace, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    show_gpus(monkeypatch, [Gpu(index=index, name="old", total_bytes=10**10, free_bytes=10**10, capability=(7, 0)) for index in range(2)])
+    for zero, dtype in ((0, "float16"), (2, "float32")):
+        found = {finding.code: finding for finding in check_recipe(workspace, change_recipe(recipe, {
+            "device.kind": "auto", "model.dtype": "bfloat16", "device.gpus": 2, "device.zero": zero}))}
+        assert dtype in str(found["no_bf16"].fix)
+        assert "float16_zero" not in codes(workspace, recipe, device__kind="auto", model__dtype=dtype, device__gpus=2, device__zero=zero)
+
+
 def test_zero_is_explained_before_the_model_is_here(workspace: Workspace, recipe: Recipe) -> None:
     found = {finding.code: finding for finding in check_recipe(workspace, change_recipe(
         recipe, {"model.source": "nobody/has-this-one", "device.zero": 2}))}
