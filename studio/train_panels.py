@@ -37,6 +37,7 @@ from studio.visitors import open_workspace
 
 _LOG_LINES = 200
 _ANSWERS_SHOWN = 5
+_BEFORE_STATE = " · "  # in the list of runs; no run has it in its name
 _SHORTEST_SPAN = 0.5  # updates; less than this is a click, not a selection
 _GROUP_COLOURS = {"identity": "blue", "near": "orange", "general": "gray"}
 
@@ -56,12 +57,19 @@ def choose_run(workspace: Workspace, runs: Sequence[Run]) -> Run:
     st.session_state["train_run"] = asked if asked in ids else ids[0]
     words = {job.id: state_word(state) for job, state in active_jobs(workspace)}
     chosen = st.selectbox(t("train.run"), ids, key="train_run", on_change=_keep_run,
-                          format_func=lambda name: f"{name} · {words[name]}" if name in words else name)
-    return runs[ids.index(chosen)]
+                          format_func=lambda name: f"{name}{_BEFORE_STATE}{words[name]}" if name in words else name)
+    return runs[ids.index(_id_in(chosen))]
 
 
 def _keep_run() -> None:
-    st.query_params[RUN] = st.session_state["train_run"]
+    st.query_params[RUN] = _id_in(st.session_state["train_run"])
+
+
+def _id_in(option: str) -> str:
+    """The run of an option. A browser sends the words it shows: where a run's state has changed since, they are no option any more, and
+    Streamlit hands them on as they are.
+    """
+    return option.partition(_BEFORE_STATE)[0]
 
 
 def _open(folder: str) -> Run:

@@ -106,18 +106,18 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def launch_browser() -> Iterator[Callable[[], Browser]]:
-    """Starts a Chromium of its own at each call."""
+def launch_browser() -> Iterator[Callable[..., Browser]]:
+    """Starts a Chromium of its own at each call, with further options."""
     chosen = os.environ.get("SWEETSPOT_CHROMIUM")
     program = next((path for path in ([chosen] if chosen else BROWSERS) if Path(path).exists()), None)
     if program is None:
         pytest.fail("no Chromium here; `make test` installs one, SWEETSPOT_CHROMIUM names one")
     with sync_playwright() as playwright:
-        yield lambda: playwright.chromium.launch(executable_path=program, args=CHROMIUM_OPTIONS)
+        yield lambda *options: playwright.chromium.launch(executable_path=program, args=[*CHROMIUM_OPTIONS, *options])
 
 
 @pytest.fixture(scope="module")
-def browser(launch_browser: Callable[[], Browser]) -> Iterator[Browser]:
+def browser(launch_browser: Callable[..., Browser]) -> Iterator[Browser]:
     chromium = launch_browser()
     yield chromium
     chromium.close()
