@@ -72,7 +72,7 @@ FAULTS = (
     Fault("one job started twice", "the second worker leaves", (f"{_CORE}::test_one_job_started_twice_has_one_worker",)),
     Fault("two studios on one workspace", "the second one reads and says who holds it; it takes over when the first is gone",
           (f"{_CORE}::test_the_second_studio_reads_says_who_holds_it_and_takes_over",)),
-    Fault("twenty browsers click at once; then their browser is killed", "four recipes, four runs, no exception; the training goes on",
+    Fault("twenty browser sessions click at once; then the browser is killed", "four recipes, four runs, no exception; trainings go on",
           ("e2e/test_faults.py::test_twenty_click_at_once_and_a_killed_browser_ends_no_training",), in_browser=True),
 )
 
