@@ -100,8 +100,8 @@ def can_continue(model: PreTrainedModel) -> bool:
 def refuse_to_ask(model: PreTrainedModel) -> None:
     """Raises StudioError for a model that can be trained, and whose answers would be made without what it has read."""
     if not can_continue(model):
-        raise StudioError("Models of the family {family} can be trained here, and not asked, judged or merged: they remember what they have "
-                          "read in a form of their own.",
+        raise StudioError("Models of the family {family} can be trained here, and not asked, judged or merged: they remember what they "
+                          "have read in a form of their own.",
                           "A checkpoint is a plain PEFT folder, which PEFT loads and merges; or take a model with attention in its layers.",
                           family=model.config.model_type)
 
