@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from core.chat.stacked import Adapter, Routing, stack_adapters
 from core.chat.thin import use_thin_products
-from core.models.load import keep_freed_memory, load_model
+from core.models.load import keep_freed_memory, load_model, refuse_to_ask
 
 # Rows are dropped from the batch once this share of them has ended: dropping copies the cache, so not at every end.
 _COMPACT_SHARE = 0.125
@@ -67,6 +67,7 @@ class Engine:
         if device == "cpu":
             keep_freed_memory()
         model = load_model(base, dtype, device, quantization)
+        refuse_to_ask(model)
         use_thin_products(model)
         return cls(model, end_ids, pad_id, stack_adapters(model, adapters))
 
@@ -110,7 +111,7 @@ class Engine:
             active = live >= 0
             if not bool(active.any()):
                 return
-            if float((~active).float().mean()) >= _COMPACT_SHARE:
+            if can_pick_rows(cache) and float((~active).float().mean()) >= _COMPACT_SHARE:
                 keep = active.nonzero().squeeze(1)
                 cache.batch_select_indices(keep)
                 live, tokens, mask, position, slots = (part[keep] for part in (live, tokens, mask, position, slots))
@@ -129,8 +130,8 @@ class Engine:
         Returns:
             logits after each prompt (R, vocabulary), the cache, the attention mask (R, length), the next positions (R,).
         """
-        shared = _shared_prefix(prompts)
         cache = DynamicCache(config=self.model.config)
+        shared = _shared_prefix(prompts) if can_pick_rows(cache) else 0
         if shared:
             present, row_of = torch.unique(slots, return_inverse=True)
             self.routing.assign(present)
@@ -147,6 +148,11 @@ class Engine:
         output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
                             use_cache=True, logits_to_keep=1)
         return output.logits[:, -1], cache, mask, positions[:, -1] + 1
+
+
+def can_pick_rows(cache: DynamicCache) -> bool:
+    """Whether rows of a cache can be left out and copied: transformers has that for attention, and not for a state space's memory."""
+    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
 
 
 def _shared_prefix(prompts: list[list[int]]) -> int:

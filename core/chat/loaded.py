@@ -24,7 +24,7 @@ from core.data.encode import Encoder
 from core.errors import StudioError
 from core.models.catalogue import Model
 from core.models.header import HEAD_NAMES, read_header, tensor_shapes, weight_files
-from core.models.load import choose_dtype, load_model
+from core.models.load import choose_dtype, load_model, refuse_to_ask
 from core.workspace import Workspace
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -211,6 +211,7 @@ class LoadedModels:
         read = stamp(files)
         weights = hash_weights(self.workspace, files)
         loaded = load_model(folder, choose_dtype("auto", device), device, self.quantization)
+        refuse_to_ask(loaded)
         use_thin_products(loaded)
         kept = KeptCaches(min(_KEPT_BYTES, _KEPT_SHARE * _free_bytes(device)))
         self._bases[folder] = Base(read, device, loaded, encoder.end_ids, encoder.pad_id(), weights, kept)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from core.chat.engine import can_pick_rows
 from core.chat.stacked import Routing
 from core.judge.branches import Question, Tree, grow
 from core.train.update import has_plain_head, language_model
@@ -95,10 +96,6 @@ class Reader:
     def _has_decoder(self) -> bool:
         return self.model.get_output_embeddings() is not None and self.model.get_decoder() is not self.model
 
-    def _can_share(self) -> bool:
-        """Whether what was read once can be given to several rows: the memory of a state space cannot be picked apart."""
-        return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=self.model.config).layers)
-
     def _branches_hold(self, question: Question, slot: int) -> bool:
         """Whether this model heeds the mask of a tree: one without plain attention in every layer may not."""
         forth = list(question.prompt[-8:])
@@ -112,7 +109,8 @@ class Reader:
 
     def _read(self, questions: Sequence[Question], slots: Sequence[int], reference: int | None, is_tree: bool) -> list[list[Reading]]:
         base = None if reference is None else list(slots).index(reference)
-        prefix = _shared_prefix([question.prompt for question in questions]) if self._can_share() else []
+        can_share = can_pick_rows(DynamicCache(config=self.model.config))
+        prefix = _shared_prefix([question.prompt for question in questions]) if can_share else []
         trees, owners = _lay_out(questions, len(prefix), is_tree)
         cache = self._read_prefix(prefix, slots)
         found: list[list[_Part | None]] = [[None] * len(trees) for _ in slots]

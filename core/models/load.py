@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 from pathlib import Path
 
@@ -89,6 +90,20 @@ def keep_freed_memory() -> None:
     if mallopt:
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
             mallopt(option, value)
+
+
+def can_continue(model: PreTrainedModel) -> bool:
+    """Whether a model goes on from what it has read by a cache of keys and values; a pure state space (Mamba) remembers otherwise."""
+    return "past_key_values" in inspect.signature(model.forward).parameters
+
+
+def refuse_to_ask(model: PreTrainedModel) -> None:
+    """Raises StudioError for a model that can be trained, and whose answers would be made without what it has read."""
+    if not can_continue(model):
+        raise StudioError("Models of the family {family} can be trained here, and not asked, judged or merged: they remember what they "
+                          "have read in a form of their own.",
+                          "A checkpoint is a plain PEFT folder, which PEFT loads and merges; or take a model with attention in its layers.",
+                          family=model.config.model_type)
 
 
 def linear_targets(model: PreTrainedModel) -> list[str]:

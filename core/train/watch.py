@@ -17,6 +17,7 @@ from core.chat.engine import Engine, Row
 from core.data.encode import Encoder
 from core.judge.forced import Reader, Reading
 from core.judge.metrics import share
+from core.models.load import can_continue
 from core.runs import Run
 from core.train.alerts import LIMITS, Limits, level_of, reds_in_a_row
 from core.train.looks import LookPace
@@ -132,7 +133,8 @@ class Watch:
         """Whether short answers are due, and paid for, with as much left as the next look costs."""
         last = next((look["update"] for look in reversed(self.looks) if look["answers"]), 0)
         more = 1.0 + self._answer_tokens() / max(1, self.pace.look_tokens)
-        return update > 0 and bool(self.watched.shown) and update - last >= self.pace.updates / _MOST_ANSWERS and self.pace.can_pay(more)
+        is_possible = update > 0 and bool(self.watched.shown) and can_continue(self.reader.model)
+        return is_possible and update - last >= self.pace.updates / _MOST_ANSWERS and self.pace.can_pay(more)
 
     def _answers(self) -> list[dict[str, Any]]:
         engine = Engine(self.reader.model, self.encoder.end_ids, self.encoder.pad_id())

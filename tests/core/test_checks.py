@@ -124,6 +124,7 @@ def test_a_gpu_makes_the_slow_things_fast(workspace: Workspace, recipe: Recipe, 
 @pytest.mark.parametrize(("capability", "changes", "code"), [
     ((7, 5), {"model__dtype": "bfloat16"}, "no_bf16"),
     ((8, 0), {"model__dtype": "bfloat16"}, None),
+    ((7, 5), {"model__dtype": "float16", "device__zero": 2}, "float16_zero"),
     ((5, 2), {"model__quantization": "nf4"}, "old_gpu"),
     ((7, 0), {"model__quantization": "int8"}, "old_gpu"),
     ((9, 0), {"device__gpus": 2}, "too_few_gpus"),

@@ -12,10 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from core.chat.engine import Engine
 from core.chat.stacked import Adapter
 from core.data.encode import Encoder
+from core.errors import StudioError
 from core.jobs.worker import Recorder
 from core.merge.weights import merge_weights
 from core.runs import Run
 from core.train.create import create_run
+from core.train.looks import LookPace
 from core.train.worker import Training
 from core.workspace import Workspace
 from tests.core.conftest import losses_of, save_tiny_dataset, tiny_recipe
@@ -54,7 +56,10 @@ def test_every_family_learns_with_the_recipe_as_it_is(workspace, tiny_model, tmp
     from safetensors.torch import load_file
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(LookPace, "can_pay", lambda *_: True)  # so that it is looked at and answers at every turn
     run = train(workspace, random_model(family, tiny_model, tmp_path / family))
+    assert [look["update"] for look in run.watch()] == [0, 1, 2, 3, 4]
+    assert all(bool(look["answers"]) == (family != "mamba") for look in run.watch()[1:])
     assert losses_of(run)[-1] < losses_of(run)[0]
     learned = load_file(run.checkpoints()[-1].folder / "adapter_model.safetensors")
     found = {name.split(".lora_B")[0].rsplit(".", 1)[-1] for name, value in learned.items() if "lora_B" in name}
@@ -77,3 +82,10 @@ def test_gpt2s_turned_weights_are_stacked_and_merged_alike(workspace, tiny_model
     plain, stacked, merged = (engine.logits(0, prompt) for engine in engines)
     torch.testing.assert_close(merged, stacked, rtol=1e-4, atol=1e-5)
     assert (stacked - plain).abs().max() > 1e-2
+
+
+def test_a_mamba_is_not_asked_and_says_why(tiny_model, tmp_path):
+    """Its answers would be made of each token alone."""
+    base = random_model("mamba", tiny_model, tmp_path / "mamba")
+    with pytest.raises(StudioError, match="family mamba can be trained here, and not asked"):
+        Engine.load(base, [Adapter("base")], end_ids=[2], pad_id=2)
