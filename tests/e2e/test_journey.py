@@ -147,6 +147,7 @@ def read_the_verdict(page: Page) -> None:
     page.reload()
     expect(key(page, "compare_probe")).to_be_visible(timeout=SOON)
     assert page.url == address
+    take_picture(page, "5-compare-reloaded")
     key(page, "compare_merge").locator("button").click()
 
 
