@@ -263,6 +263,15 @@ def _give_name(temporary: Path, target: Path) -> None:
 def _sweep_partial(target: Path) -> None:
     """Remove what killed processes left of earlier attempts at `target`; half a merged model is gigabytes."""
     for left in target.parent.glob(f".{target.name}.*.partial"):
-        pid = left.name.removeprefix(f".{target.name}.").partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        if has_ended(left.name.removeprefix(f".{target.name}.").partition("-")[0]):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def has_ended(pid: str) -> bool:
+    """Whether no process of this number can be writing any more; one that its parent has not asked about yet, a zombie, has ended too."""
+    try:
+        return pid.isdecimal() and psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OverflowError):
+        return False

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from core.classroom.place import STUDENTS
 from core.data.library import list_datasets
 from core.errors import StudioError
@@ -25,7 +23,7 @@ from core.jobs.once import one_at_a_time
 from core.models.embedded import EMBEDDED_NAME
 from core.runs import list_runs
 from core.words import Text
-from core.workspace import Workspace
+from core.workspace import Workspace, has_ended
 
 Kind = Literal["leftover", "resume", "job", "failed_run", "model", "dataset"]
 USUAL: tuple[Kind, ...] = ("leftover", "resume", "job", "failed_run")
@@ -102,7 +100,7 @@ def _leftovers(workspace: Workspace) -> Iterator[Candidate]:
     for place in places:
         for path in place.glob(".*"):
             match = _LEFTOVER.fullmatch(path.name)
-            if match and not (match["pid"] and psutil.pid_exists(int(match["pid"]))):
+            if match and (match["pid"] is None or has_ended(match["pid"])):
                 yield Candidate(path, "leftover", Text("left half-written by a process that is gone"))
 
 

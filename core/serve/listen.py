@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from core.chat.choices import local_model
 from core.chat.client import end_worker
 from core.chat.handle import SERVERS
@@ -24,7 +22,7 @@ from core.errors import StudioError
 from core.serve.app import build_app
 from core.serve.relay import Relay
 from core.words import Text
-from core.workspace import Workspace
+from core.workspace import Workspace, has_ended
 
 ADDRESS = "127.0.0.1"
 TOKEN_VARIABLE = "SWEETSPOT_API_KEY"
@@ -64,8 +62,7 @@ def open_port(port: int) -> socket.socket:
 def serve_folder(workspace: Workspace) -> Path:
     """Where this server's chat process keeps its handle and log; what servers left that were killed is swept."""
     for old in workspace.cache.glob(SERVERS):
-        pid = old.name.rpartition("-")[2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        if has_ended(old.name.rpartition("-")[2]):
             shutil.rmtree(old, ignore_errors=True)
     return workspace.cache / f"serve-{os.getpid()}"
 

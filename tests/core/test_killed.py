@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -74,9 +75,13 @@ def train_in_a_fork(workspace: Workspace, run: Run, dies_at: int | None = None) 
     return int(counted.read_text())
 
 
-def what_is_left(run: Run) -> tuple[list, list, dict[str, bytes]]:
+def digest(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def what_is_left(run: Run) -> tuple[list, list, dict[str, str]]:
     losses = [(record["update"], record["loss"], record["gradient_norm"]) for record in run.metrics()]
-    adapters = {checkpoint.folder.name: (checkpoint.folder / "adapter_model.safetensors").read_bytes() for checkpoint in run.checkpoints()}
+    adapters = {checkpoint.folder.name: digest(checkpoint.folder) for checkpoint in run.checkpoints()}
     return losses, sorted(path.name for path in (run.folder / "resume").iterdir()), adapters
 
 

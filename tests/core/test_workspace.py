@@ -209,12 +209,14 @@ def test_a_full_disk_leaves_no_half_folder(tmp_path):
 
 
 def test_what_a_killed_process_left_is_swept_away(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", ""])
+    child, zombie = (subprocess.Popen([sys.executable, "-c", ""]) for _ in range(2))
     child.wait()
-    for pid in (child.pid, os.getpid()):
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its parent has not taken notice
+    for pid in (child.pid, zombie.pid, os.getpid()):
         (tmp_path / f".alex.{pid}-0a1b2c3d.partial").mkdir()
     with fill_folder(tmp_path / "alex"):
         pass
+    zombie.wait()
     assert names_in(tmp_path) == [f".alex.{os.getpid()}-0a1b2c3d.partial", "alex"]
 
 
