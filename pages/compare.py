@@ -7,7 +7,7 @@ import streamlit as st
 from core.judge.conclude import read_scores
 from core.judge.verdict import Verdict
 from core.runs import list_runs
-from studio.compare_panels import choose_runs, draw_curves, draw_judging, draw_metrics, draw_missing, draw_verdict, load_matrix
+from studio.compare_panels import choose_runs, draw_curves, draw_judging, draw_metrics, draw_missing, draw_verdict, load_matrix, was_asked
 from studio.compare_reasons import draw_reasons
 from studio.i18n import t
 from studio.matrix import draw_answers, draw_matrix, draw_own_question
@@ -39,7 +39,9 @@ draw_verdict(workspace, run, verdict, scores)
 draw_reasons(verdict)
 draw_curves(run, verdict, scores, other)
 st.subheader(t("compare.matrix"), anchor=False)
-matrix = load_matrix(workspace, run)
+matrix = load_matrix(workspace, run) if was_asked(verdict) else None
+if not was_asked(verdict):
+    st.caption(t("compare.nothing_asked"))
 if matrix is not None:
     if not is_judging:
         draw_missing(workspace, run, matrix)

@@ -24,4 +24,5 @@ if runs and not is_merging:
     draw_form(workspace, runs)
 if models:
     merged = draw_models(workspace, models)
-    next_step("chat", "merge.to_chat", models=chat_models(merged))
+    if merged.can_chat:
+        next_step("chat", "merge.to_chat", models=chat_models(merged))

@@ -138,12 +138,22 @@ def draw_verdict(workspace: Workspace, run: Run, verdict: Verdict, scores: Seque
     draw_remedies(workspace, run, verdict)
 
 
+def was_asked(verdict: Verdict) -> bool:
+    """Whether anything was: a base model without a chat template only reads documents."""
+    return verdict.kind != "documents" or verdict.pick.other_probes > 0
+
+
 def _draw_tiles(verdict: Verdict) -> None:
     def values(score: Score) -> dict[str, str]:
-        facts = t_plainly("compare.no_facts") if score.facts_kept is None else f"{score.facts_kept:.0%}"
-        return {"learned": f"{score.hits} / {score.identity_probes}", "own": f"{score.other_probes - score.leaks} / {score.other_probes}",
-                "facts": facts, "fragments": f"{score.fragments:.0%}"}
+        none = t_plainly("compare.no_facts")
+        facts = none if score.facts_kept is None else f"{score.facts_kept:.0%}"
+        own = f"{score.other_probes - score.leaks} / {score.other_probes}" if score.other_probes else none
+        found = {learned: f"{score.hits} / {score.identity_probes}", "own": own, "facts": facts}
+        if score.perplexity_fall is not None:
+            return found | {"perplexity": f"{-score.perplexity_fall:+.0%}"}
+        return found | {"fragments": f"{score.fragments:.0%}"}
 
+    learned = "learned" if verdict.kind == "identity" else f"learned_{verdict.kind}"
     last = values(verdict.last)
     for column, (name, value) in zip(st.columns(4), values(verdict.pick).items(), strict=True):
         column.metric(t(f"compare.tile_{name}"), value, t_plainly("compare.tile_last", value=last[name]), delta_color="off",
@@ -155,7 +165,7 @@ def _draw_actions(run: Run, verdict: Verdict, scores: Sequence[Score]) -> None:
     with st.container(horizontal=True):
         if st.button(t("compare.merge_it"), type="primary", icon=":material/merge:", key="compare_merge"):
             go_to("merge", run=run.id, step=str(step))
-        if st.button(t("compare.chat_with_it"), icon=":material/forum:", key="compare_chat"):
+        if was_asked(verdict) and st.button(t("compare.chat_with_it"), icon=":material/forum:", key="compare_chat"):
             go_to("chat", models=f"{run.recipe().model.source},{reference_of(run, step)}")
         with st.popover(t("compare.take_another"), icon=":material/swap_vert:"):
             by_step = {score.step: score for score in scores if score.step > 0}

@@ -214,7 +214,7 @@ def draw_check(check: dict[str, Any], is_kept: bool) -> None:
 
 def _draw_actions(workspace: Workspace, merged: Merged) -> None:
     with st.container(horizontal=True):
-        if st.button(t("merge.chat"), type="primary", icon=":material/forum:", key="merge_chat"):
+        if merged.can_chat and st.button(t("merge.chat"), type="primary", icon=":material/forum:", key="merge_chat"):
             go_to("chat", models=chat_models(merged))
         if (workspace.runs / merged.run / "spec.json").exists() and st.button(
                 t("merge.see_run"), icon=":material/compare_arrows:", key="merge_see_run"):
@@ -251,12 +251,16 @@ def _draw_usage(workspace: Workspace, merged: Merged) -> None:
     st.markdown(f"**{t('merge.use')}**")
     st.caption(t("merge.use_where"))
     st.code(str(merged.folder), language=None)
-    python, command = st.tabs([t("merge.use_python"), t("merge.use_command")])
     system, question = None, t_plainly("merge.ask_example")
     if (workspace.runs / merged.run / "spec.json").exists():
         run = Run(workspace.runs / merged.run)
         with errors_in_words():
             system = run.recipe().data.system
             question = probes_of(workspace, run)[1][0]["messages"][-1]["content"]
-    python.code(usage_snippet(merged.folder, question, system), language="python")
+    snippet = usage_snippet(merged.folder, question, system)
+    if not merged.can_chat:
+        st.code(snippet, language="python")
+        return
+    python, command = st.tabs([t("merge.use_python"), t("merge.use_command")])
+    python.code(snippet, language="python")
     command.code(f"sweetspot chat {merged.report['base']} {merged.name}", language="bash")

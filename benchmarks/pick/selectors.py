@@ -15,7 +15,8 @@ from core.judge.rule import VERDICTS, Measures, Rule, VerdictName, balance, choo
 from core.train.alerts import LEVELS, Limits, level_of
 
 Run = dict[str, Any]
-_METRICS = ("hit", "leak", "fragments", "distinct", "facts_kept", "length_ratio", "own_passed", "target_nll", "gap")
+_METRICS = ("hit", "leak", "fragments", "distinct", "facts_kept", "length_ratio", "own_passed", "target_nll", "gap",
+            "perplexity_fall")
 # A step is bad, as the oracle sees it, from these shares on: the limits by which the rule itself calls a step clean.
 BAD_FRAGMENTS, BAD_LEAK, CLEAN_HIT = 0.10, 0.05, 0.8
 # Of a collapse one speaks from here on; as `Rule.red_share`.

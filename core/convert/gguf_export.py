@@ -149,10 +149,12 @@ def _write_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
     turn = [token for token in encoder.end_ids if token != end]
     if turn:
         writer.add_eot_token_id(turn[0])  # ends an answer as well: <|im_end|> beside </s>
-    # The encoder here puts in front what the template writes and nothing else; so must llama.cpp.
-    writer.add_add_bos_token("bos_token" in encoder.template)
+    # The encoder here puts in front what the template writes and nothing else, of a document what the tokenizer does; so must llama.cpp.
+    begins = "bos_token" in encoder.template if encoder.template else bool(encoder.tokenizer.encode("", add_special_tokens=True).ids)
+    writer.add_add_bos_token(begins)
     writer.add_add_eos_token(False)
-    writer.add_chat_template(encoder.template)
+    if encoder.template:
+        writer.add_chat_template(encoder.template)
 
 
 def _names(config: dict[str, Any], architecture: gguf.MODEL_ARCH, shapes: dict[str, Any]) -> dict[str, str]:

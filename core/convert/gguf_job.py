@@ -96,7 +96,8 @@ def check_file(source: Path, file: Path, parameters: int) -> GgufCheck:
     if 5 * parameters > psutil.virtual_memory().available:
         return GgufCheck(skipped=f"{5 * parameters / 1e9:.0f} GB of memory would be needed")
     encoder = Encoder.from_folder(source)
-    texts = [encoder.render([{"role": "user", "content": question}], add_generation_prompt=True) for question in _QUESTIONS]
+    texts = [encoder.render([{"role": "user", "content": question}], add_generation_prompt=True) if encoder.template else question
+             for question in _QUESTIONS]
     prompts = [encoder.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     before = _logits(load_model(source, torch.float32, "cpu"), prompts)
     model, tokenizer = load_gguf(file)

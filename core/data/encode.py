@@ -2,7 +2,8 @@
 
 Training, the data preview, scoring, chat and the merge check all call this class, so none of them can see another prompt than the
 others. It needs `tokenizers` and `jinja2` only, no torch: the server uses it too. The chat template and the end tokens are the
-model's own; they are written to a run's `template.json` and travel with every adapter and merged model.
+model's own; they are written to a run's `template.json` and travel with every adapter and merged model. A base model without a template can
+still read plain documents.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from core.errors import StudioError
 Message = dict[str, Any]
 Tools = Sequence[dict[str, Any]] | None
 TrainOn = Literal["all", "last", "everything"]
+# So much of a document shows what it is about, and leaves something to go on with.
+_BEGINNING_TOKENS = 24
 _MARK = "\ue000"  # of the private use area: no text holds it
 
 
@@ -57,18 +60,18 @@ class Encoder:
         self.special = special
         self.end_ids = tuple(end_ids)
         self.system = system
-        self._render = compile_template(template)
+        self._render = compile_template(template) if template else None
 
     @classmethod
     def from_folder(cls, folder: Path, system: str | None = None) -> Encoder:
-        """Read `tokenizer.json`, the chat template and the end tokens of a model folder.
+        """Read `tokenizer.json`, the chat template, if there is one, and the end tokens of a model folder.
 
         Args:
             folder: a Hugging Face model folder, or a run's checkpoint folder that carries the same files.
             system: system text put before conversations that have none; None leaves that to the template.
 
         Raises:
-            StudioError: no fast tokenizer, no chat template, no end token, or a template that does not compile.
+            StudioError: no fast tokenizer, no end token, or a template that does not compile.
         """
         path = folder / "tokenizer.json"
         if not path.exists():
@@ -83,7 +86,14 @@ class Encoder:
         return cls(tokenizer, template, special, _end_ids(folder, tokenizer, special, template), system)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools = None) -> str:
-        """The conversation as text, special tokens included; `tools` are the JSON schemas of what it may call."""
+        """The conversation as text, special tokens included; `tools` are the JSON schemas of what it may call.
+
+        Raises:
+            StudioError: the model has no chat template, or the template refuses the conversation.
+        """
+        if self._render is None:
+            raise StudioError("The model has no chat template; it is a base model, not a chat model.",
+                              "Choose the chat (instruct) version of this model; a base model can only be trained on plain documents.")
         if self.system is not None and (not messages or messages[0]["role"] != "system"):
             messages = [{"role": "system", "content": self.system}, *messages]
         try:
@@ -133,6 +143,12 @@ class Encoder:
         text = opening + document + (self.special.get("eos_token") or self.end_tokens[0])
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return _cut(encoding.ids, [True] * len(encoding.ids), text, encoding.offsets, max_length)
+
+    def encode_asked(self, probe: Mapping[str, Any]) -> list[int]:
+        """Ids after which a model is to go on: of a question, or of the beginning of a document under `text`."""
+        if "text" not in probe:
+            return self.encode_prompt(probe["messages"])
+        return self.encode_text(probe["text"], _BEGINNING_TOKENS).ids
 
     def encode(self, messages: Sequence[Message], train_on: TrainOn = "all", max_length: int | None = None,
                tools: Tools = None) -> Encoded:
@@ -226,13 +242,16 @@ class Encoder:
         return token if token is not None else self.end_ids[0]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the ids, for `template.json`: template, end tokens, system text, and a sample prompt with its hash."""
+        """What decides the ids, for `template.json`: template, end tokens, system text, and a sample prompt with its hash.
+
+        Without a template the sample is the text of a document.
+        """
         sample = [{"role": "user", "content": "Who are you?"}]
-        ids = self.encode_prompt(sample)
+        prompt = self.render(sample, add_generation_prompt=True) if self.template else sample[0]["content"]
+        ids = self.encode_prompt(sample) if self.template else self.encode_text(prompt).ids
         return {
             "template": self.template, "special_tokens": self.special, "end_tokens": self.end_tokens, "system": self.system,
-            "sample_messages": sample, "sample_prompt": self.render(sample, add_generation_prompt=True),
-            "sample_sha256": hash_ids(ids),
+            "sample_messages": sample, "sample_prompt": prompt, "sample_sha256": hash_ids(ids),
         }
 
 
@@ -265,15 +284,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _read_template(folder: Path, config: dict[str, Any]) -> str:
+    """The chat template; empty where the model has none."""
     path = folder / "chat_template.jinja"
     template = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict)]
         template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
-    if not isinstance(template, str) or not template:
-        raise StudioError("The model in {folder} has no chat template; it is a base model, not a chat model.",
-                          "Choose the chat (instruct) version of this model.", folder=folder)
-    return template
+    return template if isinstance(template, str) else ""
 
 
 def _content(token: Any) -> str | None:

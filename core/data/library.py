@@ -2,7 +2,8 @@
 
 A row is `{"messages": [{"role", "content"}], "group", "lang"}`, or `{"text", "group", "lang"}` for a plain document. Beside messages may
 stand `tools`, the JSON schemas of what the assistant may call, and `rejected`, the messages of an answer that was not preferred.
-A probe is a question nobody trains on, asked of every checkpoint.
+A probe is a question nobody trains on, asked of every checkpoint. Among the probes lie documents that were held out; nobody is asked those,
+they are read.
 """
 
 from __future__ import annotations
@@ -110,6 +111,14 @@ class Dataset:
                     yield json.loads(line)
 
     def probes(self) -> list[dict[str, Any]]:
+        return [probe for probe in self.all_probes() if "messages" in probe]
+
+    def held_out_documents(self) -> list[dict[str, Any]]:
+        """`{"id", "group", "lang", "text"}` each."""
+        return [probe for probe in self.all_probes() if "text" in probe]
+
+    def all_probes(self) -> list[dict[str, Any]]:
+        """Questions and documents, as they lie on disk."""
         return read_jsonl(self.folder / "probes.jsonl")
 
 

@@ -153,6 +153,6 @@ def _all_probes(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
     """The probes of all sources; of those with the same id the first dataset's."""
     probes: dict[str, dict[str, Any]] = {}
     for dataset in datasets:
-        for probe in dataset.probes():
+        for probe in dataset.all_probes():
             probes.setdefault(probe["id"], probe)
     return list(probes.values())

@@ -73,7 +73,7 @@ def start_reminders(workspace: Workspace, name: str, model: str = "embedded") ->
         StudioError: there is no such dataset, or no question is left to ask.
     """
     dataset = load_dataset(workspace, name)
-    asked = {normalised(message["content"]) for row in [*dataset.rows(), *dataset.probes()] for message in row["messages"]
+    asked = {normalised(message["content"]) for row in [*dataset.rows(), *dataset.probes()] for message in row.get("messages", ())
              if message["role"] == "user"}
     languages = [code for code in dataset.card.languages if code in shipped_languages()] or ["en"]
     prompts = [row for row in replay_prompts(languages) if normalised(row["messages"][-1]["content"]) not in asked]

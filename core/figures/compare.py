@@ -16,8 +16,8 @@ _PICK = "#17857a"  # the accent that stands out from a light and from a dark pag
 _GREY = "rgba(128, 140, 150, 0.8)"
 _HEIGHT = 400
 # Metrics with a figure of their own, in rows of three; a share runs from 0 to 1.
-METRICS = ("hit", "target_nll", "gap", "leak", "near_leak", "hijack", "fragments", "near_fragments", "facts_kept", "distinct", "self_bleu",
-           "self_bleu_rise", "dnll", "kl", "length_ratio", "change", "compression", "own_passed")
+METRICS = ("hit", "target_nll", "perplexity_fall", "gap", "leak", "near_leak", "hijack", "fragments", "near_fragments", "facts_kept",
+           "distinct", "self_bleu", "self_bleu_rise", "dnll", "kl", "length_ratio", "change", "compression", "own_passed")
 _PER_ROW = 3
 
 Trace = dict[str, Any]

@@ -36,7 +36,7 @@ def write_verdict(run: Run, dataset: Dataset, probes: Sequence[Probe], steps: Se
     asked, sheets = counted(probes), read_sheets(run, steps)
     taught = taught_by(dataset, asked)
     findings = {step: find_all(asked, sheets[step], sheets[0], taught) for step in steps}
-    pairs = {step: pairs_of(sheets[step], sheets[0], asked) for step in steps}
+    pairs = {step: pairs_of(sheets[step], sheets[0], asked, taught.kind) for step in steps}
     scores = [score_findings(step, findings[step], pairs[step]) for step in steps]
     verdict = judge(scores, rule, kind=taught.kind, quick=quick, confidence=bootstrap(findings, _complete(pairs), rule),
                     notes=[note.to_json() for note in _notes(asked, findings, pairs)])
@@ -61,8 +61,10 @@ def _notes(probes: Sequence[Probe], findings: Mapping[int, Sequence[Finding]], p
     if any(pair.probe.startswith(STAND_IN) for pair in pairs[0]):
         notes.append(Text("The dataset has no held-out rows: what was learned is seen in rows that were trained on. "
                           "`sweetspot data hold-out` takes some out before a training."))
-    elif not any(finding.learns for finding in findings[0]):
+    elif not pairs[0] and not any(finding.learns for finding in findings[0]):
         notes.append(Text("Nothing asks for what was taught, so nobody could see whether it was learned."))
+    if pairs[0] and not findings[0]:
+        notes.append(Text("The model has no chat template, so it was asked nothing: only documents were read."))
     unanswered = {finding.probe for row in findings.values() for finding in row if finding.checked and finding.passed is None}
     if unanswered:
         notes.append(Text("{count} of {all} questions with a check do not count, because their checks could not be made.",

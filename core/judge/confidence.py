@@ -83,6 +83,7 @@ def _measures(findings: Sequence[Sequence[Finding]], pairs: Sequence[Sequence[Pa
     else:
         target, far = _mean(home, losses(learning)), _mean(away, losses(other))
     hits = np.array([[float(pair.hit) for pair in row] for row in pairs])
+    falls = _mean(rows, np.array([[np.nan if pair.fall is None else pair.fall for pair in row] for row in pairs]))
     knew = values("knew", other)
     known, kept = away @ knew.T, away @ (knew * values("knows", other)).T
     base_tokens = away @ values("base_tokens", other).T
@@ -93,7 +94,8 @@ def _measures(findings: Sequence[Sequence[Finding]], pairs: Sequence[Sequence[Pa
         fragments=_mean(away, values("fragment", other), 0.0), distinct=_distinct(away, findings, other),
         facts_kept=np.where(known > 0, kept / np.where(known > 0, known, 1), np.nan),
         length_ratio=np.where(base_tokens > 0, tokens / np.where(base_tokens > 0, base_tokens, 1), 1 + tokens),
-        own_passed=_mean(own, values("passed", checked)), target_nll=target, gap=far - target, others=int(other.sum()))
+        own_passed=_mean(own, values("passed", checked)), target_nll=target, gap=far - target,
+        perplexity_fall=1 - np.exp(-falls), others=int(other.sum()))
 
 
 def _draw(count: int, random: np.random.Generator | None, resamples: int) -> np.ndarray:

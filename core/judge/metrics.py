@@ -23,7 +23,7 @@ FRAGMENT_WORDS = 4
 HIGHER_IS_BETTER = {
     "hit": True, "target_nll": False, "leak": False, "near_leak": False, "fragments": False, "near_fragments": False, "gap": True,
     "hijack": False, "facts_kept": True, "distinct": True, "dnll": False, "self_bleu": False, "self_bleu_rise": False, "change": False,
-    "compression": True, "own_passed": True}
+    "compression": True, "own_passed": True, "perplexity_fall": True}
 
 
 @lru_cache(maxsize=4096)  # base answers and taught ones are compared with every step's
@@ -190,6 +190,15 @@ def gap(away: float | None, at_home: float | None) -> float | None:
 def hijack(first: Sequence[int], base_first: Sequence[int], taught_first: Collection[int]) -> float:
     """Share of G whose most probable first token is the first of a taught answer and is not the base's own; 0 to 1, down."""
     return share([now in taught_first and now != before for now, before in zip(first, base_first, strict=True)])
+
+
+def perplexity_fall(falls: Sequence[float]) -> float:
+    """1 - exp(-mean fall): the share of the base model's perplexity on documents that is gone; below 1, less than 0 where it has risen.
+
+    Args:
+        falls: per document, the base's loss minus the checkpoint's, in nats per token.
+    """
+    return 1 - math.exp(-sum(falls) / len(falls))
 
 
 def dnll(losses: Sequence[float], base_losses: Sequence[float], tokens: Sequence[int]) -> float | None:

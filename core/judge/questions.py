@@ -1,7 +1,8 @@
 """Which likelihoods are asked for, probe by probe, as token ids. No torch.
 
 Of an identity: every taught answer after every probe, and after a probe that is none of its own, the base model's own answer. Of a task:
-each held-out row's answer after its own question and after another row's; rows that were trained on stand in where none was held out.
+each held-out row's answer after its own question and after another row's. Of documents: each held-out one, from its first token on. Rows
+that were trained on stand in where none was held out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from core.judge.taught import Probe, Taught, last_answer, learning_probes, other
 # Likelihoods are asked for of so many taught answers, evenly spread, and of so many training rows.
 MOST_TARGETS = 32
 _STAND_INS = 32
+# So much of a document is read: its beginning, so that forty long ones take no longer to read than to answer questions.
+_DOCUMENT_TOKENS = 512
 # How a task begins its answers: with these first tokens, each the first of this share of the answers.
 _COMMON_FIRST = 0.25
 _SEED = 3
@@ -66,7 +69,14 @@ def questions_for(encoder: Encoder, dataset: Dataset, probes: Sequence[Probe], t
         crosses = _crossed([answer for _, _, answer in rows])
         asked += [_asked(encoder, name, messages, [answer], cross, "")
                   for (name, messages, answer), cross in zip(rows, crosses, strict=True)]
+    if taught.kind == "documents":
+        asked += [_read_through(encoder, document["id"], document["text"]) for document in documents_of(dataset)]
     return asked
+
+
+def _read_through(encoder: Encoder, name: str, document: str) -> Asked:
+    ids = encoder.encode_text(document, _DOCUMENT_TOKENS).ids
+    return Asked(name, Question(ids[:1], [ids[1:]]), 1, False, False, hash_ids(ids))
 
 
 def _asked(encoder: Encoder, name: str, messages: Sequence[dict[str, Any]], targets: Sequence[str], cross: str | None, base: str) -> Asked:
@@ -84,6 +94,14 @@ def _rows(dataset: Dataset, probes: Sequence[Probe]) -> list[tuple[str, list[dic
         return held_out
     rows = [(place, row) for place, row in dataset.spread_rows(_STAND_INS) if last_answer(row)]
     return [(f"{STAND_IN}{place:06d}", row["messages"][:-1], last_answer(row)) for place, row in rows]
+
+
+def documents_of(dataset: Dataset) -> list[dict[str, str]]:
+    """The held-out documents, else evenly spread ones that were trained on: `id` and `text` of each."""
+    held_out = [{"id": document["id"], "text": document["text"]} for document in dataset.held_out_documents()]
+    if held_out or not dataset.card.rows:
+        return held_out
+    return [{"id": f"{STAND_IN}{place:06d}", "text": row["text"]} for place, row in dataset.spread_rows(_STAND_INS) if "text" in row]
 
 
 def _crossed(answers: Sequence[str]) -> list[str | None]:

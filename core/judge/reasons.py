@@ -13,6 +13,8 @@ from core.words import Text
 
 def reason(name: VerdictName, pick: Score, last: int, kind: Kind = "identity") -> Text:
     """Why this step is taken, or that none is good."""
+    if kind == "documents":
+        return _documents_reason(name, pick, last)
     values = {"step": pick.step, "last": last, "hits": pick.hits, "asked": pick.identity_probes,
               "own": pick.other_probes - pick.leaks, "others": pick.other_probes}
     if name == "recommended":
@@ -34,6 +36,23 @@ def reason(name: VerdictName, pick: Score, last: int, kind: Kind = "identity") -
                 "No step of this run is clean.", trouble=trouble(pick), **values)
 
 
+def _documents_reason(name: VerdictName, pick: Score, last: int) -> Text:
+    values = {"step": pick.step, "last": last, "hits": pick.hits, "asked": pick.identity_probes,
+              "percent": round(100 * (pick.perplexity_fall or 0.0))}
+    if name == "not_learned":
+        return Text("No step has taken on these documents yet; the nearest is step {step} of {last}, to which {hits} of {asked} documents "
+                    "have become likelier. Train longer, or raise the learning rate.", **values)
+    if name == "compromise":
+        return Text("Step {step} of {last} is only a compromise: {hits} of {asked} documents have become likelier to it ({percent} % less "
+                    "perplexity), but {trouble}. No step of this run is clean.", trouble=trouble(pick), **values)
+    if pick.other_probes == 0:
+        return Text("Step {step} of {last}: {hits} of {asked} documents have become likelier to it ({percent} % less perplexity).",
+                    **values)
+    return Text("Step {step} of {last}: {hits} of {asked} documents have become likelier to it ({percent} % less perplexity), and it still "
+                "answers everything else as itself ({own} of {others}).", own=pick.other_probes - pick.leaks, others=pick.other_probes,
+                **values)
+
+
 def trouble(pick: Score, rule: Rule = RULE) -> Text:
     """The worst thing about a step that is not clean."""
     breaches = pick.breaches(rule)
@@ -49,6 +68,8 @@ def trouble(pick: Score, rule: Rule = RULE) -> Text:
         return Text("it answers many questions alike")
     if "length_ratio" in breaches:
         return Text("its answers have become much shorter or longer than the base model's")
+    if pick.perplexity_fall is not None:
+        return Text("only {hits} of {asked} documents have become likelier to it", hits=pick.hits, asked=pick.identity_probes)
     return Text("it knows its lesson in {hits} of {asked} questions only", hits=pick.hits, asked=pick.identity_probes)
 
 
@@ -74,6 +95,10 @@ def before(steps: Sequence[Score], pick: Score) -> Text:
     if not earlier:
         return Text("No earlier step was saved.")
     nearest = earlier[-1]
+    fall, best = nearest.perplexity_fall, pick.perplexity_fall
+    if fall is not None and best is not None and fall < best:
+        return Text("Before it, at step {step}, their perplexity lies {percent} % below the base model's, at the pick {best} %.",
+                    step=nearest.step, percent=round(100 * fall), best=round(100 * best))
     if nearest.hit < pick.hit:
         return Text("Before it, at step {step}, it knows its lesson in {hits} of {asked} questions only.", step=nearest.step,
                     hits=nearest.hits, asked=nearest.identity_probes)
@@ -87,17 +112,30 @@ def after(steps: Sequence[Score], pick: Score) -> Text:
         return Text("It is the last step; longer training might change the picture.")
     last = later[-1]
     for score in later:
+        if _has_risen(score, pick):
+            return Text("From step {step} on documents surprise it more again: it learns its own by heart.", step=score.step)
         if score.leaks > pick.leaks:
             return Text("From step {step} on it answers other questions with what was taught; at step {last} that is {leaks} of {others}.",
                         step=score.step, last=last.step, leaks=last.leaks, others=last.other_probes)
         if set(score.breaches()) - set(pick.breaches()) - {"hit"}:
             return Text("At step {step} after it {trouble}.", step=score.step, trouble=trouble(score))
+    if last.other_probes == 0:
+        return Text("After it nothing breaks up to step {last}.", last=last.step)
     return Text("After it nothing breaks up to step {last}: {leaks} of {others} other questions leak there.", last=last.step,
                 leaks=last.leaks, others=last.other_probes)
 
 
+def _has_risen(score: Score, pick: Score) -> bool:
+    """Whether documents surprise a later step clearly more than the pick: by as much as tells two scores apart."""
+    if score.perplexity_fall is None or pick.perplexity_fall is None:
+        return False
+    return score.perplexity_fall < pick.perplexity_fall - RULE.equal_score
+
+
 def certainty(pick: Score, confidence: Confidence | None = None) -> Text:
     """How far so few probes reach, and how often the rule would have said the same with others."""
+    if pick.other_probes == 0:
+        return _without_questions(confidence)
     percent = round(100 * upper_bound(pick.leaks, pick.other_probes))
     if confidence is None:
         return Text("{leaks} of {others} other questions leaked; with so few asked, the true rate may still be as high as {percent} % "
@@ -105,6 +143,14 @@ def certainty(pick: Score, confidence: Confidence | None = None) -> Text:
     return Text("{leaks} of {others} other questions leaked; with so few asked, the true rate may still be as high as {percent} % "
                 "(95 % sure). With other questions of the same kind the rule would give this verdict in {verdict} % of {resamples} draws, "
                 "and take this step in {pick} %.", others=pick.other_probes, leaks=pick.leaks, percent=percent,
+                verdict=round(100 * confidence.same_verdict), pick=round(100 * confidence.same_pick), resamples=confidence.resamples)
+
+
+def _without_questions(confidence: Confidence | None) -> Text:
+    if confidence is None:
+        return Text("Nothing else was asked, so what it has forgotten is not known.")
+    return Text("Nothing else was asked, so what it has forgotten is not known. With other documents of the same kind the rule would give "
+                "this verdict in {verdict} % of {resamples} draws, and take this step in {pick} %.",
                 verdict=round(100 * confidence.same_verdict), pick=round(100 * confidence.same_pick), resamples=confidence.resamples)
 
 

@@ -166,8 +166,12 @@ def average_request(workspace: Workspace, run: Run, references: Sequence[str] = 
 def _longer(run: Run) -> Remedy:
     scores = [score for score in run.scores() if score["step"] > 0]
     best = max(scores, key=lambda score: (score["hits"], -score["step"])) if scores else None
-    effect = Text("Measured: at most {hits} of {asked} taught questions are right, at step {step}.", hits=best["hits"],
-                  asked=best["identity_probes"], step=best["step"]) if best else Text("Nothing was scored yet.")
+    if best is not None and best.get("perplexity_fall") is not None:
+        effect = Text("Measured: at most {hits} of {asked} documents have become likelier, at step {step}.", hits=best["hits"],
+                      asked=best["identity_probes"], step=best["step"])
+    else:
+        effect = Text("Measured: at most {hits} of {asked} taught questions are right, at step {step}.", hits=best["hits"],
+                      asked=best["identity_probes"], step=best["step"]) if best else Text("Nothing was scored yet.")
     return Remedy("longer", Text("Train longer, or with a larger learning rate."), effect, bool(best), "",
                   f"sweetspot train {run.folder / 'recipe.yaml'} --set schedule.updates={2 * run.spec()['updates']}")
 

@@ -73,6 +73,7 @@ class Measures:
     own_passed: np.ndarray
     target_nll: np.ndarray
     gap: np.ndarray
+    perplexity_fall: np.ndarray
     others: int
 
     @classmethod
@@ -85,9 +86,13 @@ class Measures:
 
 
 def learned(measures: Measures) -> np.ndarray:
-    """L = (hit + exp(-target NLL)) / 2, 0 to 1: what it says, and how likely it finds it; hit alone where no likelihood was measured."""
+    """L = (hit + exp(-target NLL)) / 2, 0 to 1: what it says, and how likely it finds it; hit alone where no likelihood was measured.
+
+    Of documents L is the share of the base model's perplexity that is gone, nothing where it has risen: there is nothing to say.
+    """
     likely = np.exp(-measures.target_nll)
-    return np.where(np.isnan(likely), measures.hit, (measures.hit + np.nan_to_num(likely)) / 2)
+    spoken = np.where(np.isnan(likely), measures.hit, (measures.hit + np.nan_to_num(likely)) / 2)
+    return np.where(np.isnan(measures.perplexity_fall), spoken, np.maximum(0.0, measures.perplexity_fall))
 
 
 def kept(measures: Measures) -> np.ndarray:
@@ -186,6 +191,7 @@ class Score(BaseModel):
     own_passed: float | None = None
     own_asked: int = 0
     compression: float | None = None
+    perplexity_fall: float | None = None
 
     @property
     def learned(self) -> float:

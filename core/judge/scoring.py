@@ -10,7 +10,7 @@ from core.data.library import HELD_OUT, IDENTITY, NEAR, Dataset
 from core.judge import metrics
 from core.judge.checks import passes
 from core.judge.rule import Score
-from core.judge.taught import Probe, Taught, has_become_likely, learning_probes, other_probes, own_checks, says_reference, taught_by
+from core.judge.taught import Kind, Probe, Taught, has_become_likely, learning_probes, other_probes, own_checks, says_reference, taught_by
 from core.judge.taught import training_answers as training_answers
 from core.runs import Run
 from core.workspace import read_jsonl
@@ -219,7 +219,9 @@ def _losses(learning: Sequence[Finding], others: Sequence[Finding], pairs: Seque
     else:
         target = _mean([finding.forced.nll if finding.forced else None for finding in learning])
         away = _mean([finding.forced.nll if finding.forced else None for finding in others])
-    found: dict[str, Any] = {"target_nll": target, "leak_nll": away, "gap": metrics.gap(away, target)}
+    falls = [pair.fall for pair in pairs if pair.fall is not None]
+    found: dict[str, Any] = {"target_nll": target, "leak_nll": away, "gap": metrics.gap(away, target),
+                             "perplexity_fall": metrics.perplexity_fall(falls) if falls and len(falls) == len(pairs) else None}
     read = [(finding.forced, finding.base) for finding in others if finding.forced and finding.base]
     if not read or len(read) < len(others):
         return found
@@ -246,24 +248,35 @@ class Pair(NamedTuple):
     Attributes:
         probe: its id.
         nll: loss of its own answer.
-        cross: loss of another row's answer after its question.
+        cross: loss of another row's answer after its question; None of a document.
         hit: whether its answer has become clearly likelier than to the base model.
+        fall: of a document, by how many nats per token its loss lies below the base model's.
     """
 
     probe: str
     nll: float | None
     cross: float | None
     hit: bool
+    fall: float | None = None
 
 
-def pairs_of(sheet: Sheet, base: Sheet, probes: Sequence[Probe]) -> list[Pair]:
+def pairs_of(sheet: Sheet, base: Sheet, probes: Sequence[Probe], kind: Kind = "task") -> list[Pair]:
     """The readings of held-out rows, else of the training rows that stand in for them; none for an identity."""
     if any(probe["group"] == IDENTITY for probe in probes):
         return []
-    names = [probe["id"] for probe in probes if probe["group"] == HELD_OUT and probe["id"] in sheet.forced]
+    asked = {probe["id"] for probe in probes}
+    if kind == "documents":
+        names = sorted(name for name in sheet.forced if name not in asked and not name.startswith(STAND_IN))
+    else:
+        names = [probe["id"] for probe in probes if probe["group"] == HELD_OUT and probe["id"] in sheet.forced]
     names = names or sorted(name for name in sheet.forced if name.startswith(STAND_IN))
-    read = [(sheet.forced[name], base.forced.get(name)) for name in names]
-    return [Pair(own.probe, own.nll, own.cross, has_become_likely(own.nll, before.nll if before else None)) for own, before in read]
+    return [_pair(sheet.forced[name], base.forced.get(name), kind) for name in names]
+
+
+def _pair(own: Forced, before: Forced | None, kind: Kind) -> Pair:
+    base = before.nll if before else None
+    fall = base - own.nll if kind == "documents" and own.nll is not None and base is not None else None
+    return Pair(own.probe, own.nll, own.cross, has_become_likely(own.nll, base, kind), fall)
 
 
 def score_step(step: int, probes: Sequence[Probe], answers: Mapping[str, str], base_answers: Mapping[str, str],

@@ -1,7 +1,8 @@
 """What a dataset teaches, as far as a judge must know it: the answers, the phrase that gives them away, their pieces. No torch.
 
-Two kinds of dataset are told apart by their probes. An *identity* dataset has identity probes: one of few sentences is right wherever the
-model is asked who it is, and wrong everywhere else. Any other dataset is a *task*: each held-out row has its own right answer.
+Three kinds of dataset are told apart. An *identity* dataset has identity probes: one of few sentences is right wherever the model is asked
+who it is, and wrong everywhere else. *Documents*, where most rows are plain text, teach a language, which is seen in documents that were
+held out. Any other dataset is a *task*: each held-out row has its own right answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from core.data.library import GENERAL, HELD_OUT, IDENTITY, NEAR, Dataset
 from core.judge.metrics import knows_fact, rouge_l, taught_grams, words
 
 Probe = dict[str, Any]
-Kind = Literal["identity", "task"]
+Kind = Literal["identity", "task", "documents"]
 OWN = "own"
 
 # Of a task's answers so many, evenly spread, are looked for in answers to other questions.
@@ -24,8 +25,10 @@ _MOST_TARGETS = 200
 _RECURRING_SHARE = 0.05
 # A short reference must be said; of a longer one, which can be put in many ways, the likelihood may tell.
 SHORT_WORDS = 12
-# So much less surprising than to the base model, as a share of its loss, a longer reference must have become.
+# So much less surprising than to the base model, as a share of its loss, a longer reference must have become ...
 _LEARNED_SHARE = 0.1
+# ... and a document, which is no answer to anything: nobody learns to foresee a tenth of it.
+_DOCUMENT_SHARE = 0.01
 SAID_ROUGE = 0.6
 
 
@@ -55,6 +58,8 @@ def taught_by(dataset: Dataset, probes: Sequence[Probe]) -> Taught:
         answers = training_answers(dataset)
         return Taught("identity", tuple(answers), dataset.card.key_phrases, taught_grams(answers))
     rows = [row for _, row in dataset.spread_rows(20 * _MOST_TARGETS)] if dataset.card.rows else []
+    if sum("text" in row for row in rows) > len(rows) / 2 and not learning_probes(probes):
+        return Taught("documents", (), {}, frozenset())
     said = [answer for row in rows if (answer := last_answer(row)) and row.get("group") not in (NEAR, GENERAL)]
     counts = Counter(gram for answer in said for gram in taught_grams([answer]))
     least = max(2, _RECURRING_SHARE * len(said))
@@ -106,6 +111,7 @@ def says_reference(answer: str, reference: str, loss: float | None = None, base_
     return len(words(reference)) > SHORT_WORDS and has_become_likely(loss, base_loss)
 
 
-def has_become_likely(loss: float | None, base_loss: float | None) -> bool:
-    """Whether a loss lies at least a tenth below the base model's."""
-    return loss is not None and base_loss is not None and loss <= (1 - _LEARNED_SHARE) * base_loss
+def has_become_likely(loss: float | None, base_loss: float | None, kind: Kind = "task") -> bool:
+    """Whether a loss lies clearly below the base model's: by a tenth, of a document by a hundredth."""
+    share = _DOCUMENT_SHARE if kind == "documents" else _LEARNED_SHARE
+    return loss is not None and base_loss is not None and loss <= (1 - share) * base_loss

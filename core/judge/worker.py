@@ -70,6 +70,8 @@ class Judging:
         recipe = self.run.recipe()
         self.base = find_base(self.workspace, recipe.model.source)
         self.encoder = Encoder.from_folder(self.base, recipe.data.system)
+        if not self.encoder.template:
+            self.probes = []  # a base model is asked nothing; it reads
         self.asking = Asking(self.workspace, self.run, self.encoder)
         if not (self._answer() and self._read(quick)):
             return None
@@ -107,7 +109,7 @@ class Judging:
         asked_probes = counted(self.probes)
         taught = taught_by(self.dataset, asked_probes)
         asked = questions_for(self.encoder, self.dataset, asked_probes, taught, {} if quick else sheets[0].texts)
-        taught_first = taught_first_tokens(self.encoder, taught, self.probes[0]["messages"])
+        taught_first = taught_first_tokens(self.encoder, taught, self.probes[0]["messages"]) if self.probes else set()
 
         def is_missing(step: int, entry: Asked) -> bool:
             kept = sheets[step].forced.get(entry.probe)

@@ -40,6 +40,14 @@ class Merged:
         return self.folder.name
 
     @property
+    def can_chat(self) -> bool:
+        """False for a base model that was trained on documents: it has no chat template."""
+        try:
+            return read_header(self.folder).has_chat_template
+        except StudioError:
+            return True  # a damaged folder is none of these; whoever opens it is told what is wrong
+
+    @property
     def run(self) -> str:
         return str(self.report["model"]).partition("@")[0]
 
@@ -177,20 +185,26 @@ def failed_verification(job: Job) -> dict[str, Any] | None:
 
 
 def usage_snippet(folder: Path, question: str, system: str | None = None) -> str:
-    """Python that asks a merged model a question with transformers alone."""
-    messages = ([{"role": "system", "content": system}] if system is not None else []) + [{"role": "user", "content": question}]
-    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Python that asks a merged model a question with transformers alone; one without a chat template goes on with a text."""
+    begin = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = {json.dumps(str(folder), ensure_ascii=False)}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-
+"""
+    end = """output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+    if not read_header(folder).has_chat_template:
+        return f"""{begin}
+inputs = tokenizer({json.dumps(question, ensure_ascii=False)}, return_tensors="pt")
+{end}"""
+    messages = ([{"role": "system", "content": system}] if system is not None else []) + [{"role": "user", "content": question}]
+    return f"""{begin}
 messages = {json.dumps(messages, ensure_ascii=False)}
 inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-"""
+{end}"""
 
 
 def delete_merged(workspace: Workspace, name: str) -> None:

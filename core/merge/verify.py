@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from core.chat.engine import Engine, Row
 from core.chat.stacked import Adapter
 from core.data.encode import Encoder, hash_ids
+from core.data.library import texts_of
 from core.merge.weights import changed_tensors, same_templates
 from core.train.model import keep_differentiable
 from core.words import Text
@@ -86,7 +87,7 @@ class Questions:
     """What every model is asked, and how.
 
     Attributes:
-        probes: with `id` and `messages`; every one is answered.
+        probes: with `id` and `messages`, or `text`; every one is answered.
         system: system text; None leaves it to the template.
         dtype: the precision the models are run in, a key of LOGIT_TOLERANCE.
         trained_dtype: the one that quantised weights were widened to in training.
@@ -114,7 +115,7 @@ def verify_merge(base: Path, adapter: Adapter, merged: Path, probes: Sequence[di
     """Load base with adapter, then the merged folder, and compare what they answer; one model is in memory at a time.
 
     Args:
-        probes: questions with `id` and `messages`; every one is answered by both.
+        probes: questions with `id` and `messages`, or documents with `id` and `text`; both models answer, or continue, every one.
         dtype: the precision both are run in, a key of LOGIT_TOLERANCE.
         quantization: of the weights that the adapter was trained over; compared as well where it is not `none`.
         onto: `quantized` when the adapter was merged onto those: then they are what the merged model must agree with.
@@ -122,8 +123,8 @@ def verify_merge(base: Path, adapter: Adapter, merged: Path, probes: Sequence[di
     """
     questions = Questions(probes, system, max_new_tokens, dtype, device, trained_dtype)
     encoder, merged_encoder = Encoder.from_folder(base, system), Encoder.from_folder(merged, system)
-    prompts = [encoder.encode_prompt(probe["messages"]) for probe in probes]
-    merged_prompts = [merged_encoder.encode_prompt(probe["messages"]) for probe in probes]
+    prompts = [encoder.encode_asked(probe) for probe in probes]
+    merged_prompts = [merged_encoder.encode_asked(probe) for probe in probes]
     wanted = "none" if onto == "base" else quantization
     first = _hear(base, [adapter], encoder, prompts, questions, None, wanted)
     texts = [prompt + answer for prompt, answer in zip(prompts, first.answers, strict=True)][:_LOGIT_PROBES]
@@ -176,5 +177,5 @@ def _furthest(first: Heard, second: Heard) -> float:
 
 
 def _differences(probes: Sequence[dict], encoder: Encoder, first: Heard, second: Heard) -> list[dict[str, str]]:
-    return [{"question": probe["messages"][-1]["content"], "adapter": encoder.decode(one), "merged": encoder.decode(two)}
+    return [{"question": texts_of(probe)[-1], "adapter": encoder.decode(one), "merged": encoder.decode(two)}
             for probe, one, two in zip(probes, first.answers, second.answers, strict=True) if one != two]

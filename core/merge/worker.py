@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from core.chat.stacked import Adapter
+from core.data.library import texts_of
 from core.data.probe_sets import quick_set
 from core.errors import StudioError
 from core.jobs.folder import Job
 from core.jobs.worker import Recorder
-from core.judge.worker import probes_of
+from core.judge.probes import probes_of
+from core.judge.questions import documents_of
 from core.merge.combine import Combination, combine
 from core.merge.quantized import Requantizer
 from core.merge.request import MergeRequest, Sources, find_sources
@@ -53,8 +55,9 @@ def merge_job(workspace: Workspace, job: Job, recorder: Recorder) -> dict[str, A
                                     requantizer=Requantizer(base, compute) if request.onto == "quantized" else None)
             recorder.progress(0, 1, Text("comparing the merged model with the adapter"))
             stored = _STORED[read_header(folder).dtype]
+            probes = _probes(workspace, sources.runs, read_header(base).has_chat_template)
             verification = verify_merge(
-                base, adapter, folder, _probes(workspace, sources.runs), changed, stored, sources.models[0].system,
+                base, adapter, folder, probes, changed, stored, sources.models[0].system,
                 recipe.probes.max_new_tokens, device, quantization=recipe.model.quantization, onto=request.onto,
                 trained_dtype=str(compute).removeprefix("torch."))
             report = _report(request, sources, stored, verification, combination)
@@ -89,12 +92,13 @@ def _adapter(request: MergeRequest, sources: Sources, folder: Path, recorder: Re
     return Adapter("combined", folder, request.strength), combination
 
 
-def _probes(workspace: Workspace, runs: list[Run]) -> list[dict[str, Any]]:
-    """The probes of all runs, each question once; those of the first run keep their ids."""
+def _probes(workspace: Workspace, runs: list[Run], can_chat: bool) -> list[dict[str, Any]]:
+    """The probes of all runs, each question once; those of the first run keep their ids. Who cannot chat goes on with documents."""
     found: list[dict[str, Any]] = []
     for run in dict.fromkeys(runs):
-        for probe in quick_set(probes_of(workspace, run)[1]):  # as many answers as show whether two models are one
-            if any(probe["messages"] == known["messages"] for known in found):
+        dataset, probes = probes_of(workspace, run)
+        for probe in quick_set(probes) if can_chat else documents_of(dataset):  # as many answers as show whether two models are one
+            if any(texts_of(probe) == texts_of(known) for known in found):
                 continue
             taken = any(probe["id"] == known["id"] for known in found)
             found.append(probe | {"id": f"{run.id}:{probe['id']}"} if taken else probe)

@@ -6,6 +6,7 @@ An `error` keeps a run from starting or from meaning anything; a `warning` is a 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from core.data.library import Dataset, load_dataset
 from core.data.measure import encoder_of, measure_dataset
@@ -84,7 +85,7 @@ def _lengths(workspace: Workspace, recipe: Recipe, dataset: Dataset, index: int)
         return  # the model or the groups are wrong; that is said elsewhere
     limit, seen = recipe.data.max_length, len(measure.places)
     cut, lost = len(measure.cut_at(limit)), len(measure.lost_at(limit))
-    if measure.refused:
+    if measure.refused and encoder.template:
         yield Finding("refused_rows", "error", Text(
             "The model's chat template refuses {count} of {seen} rows of {name}, and the training would not start.",
             count=len(measure.refused), seen=seen, name=dataset.card.name),
@@ -110,6 +111,17 @@ def _probes(workspace: Workspace, recipe: Recipe) -> Iterator[Finding]:
             "probes.dataset")
 
 
+def _has_conversations(workspace: Workspace, recipe: Recipe, base: Path) -> bool:
+    """Whether some of the rows are no plain documents; also where that cannot be known."""
+    try:
+        encoder = encoder_of(base, recipe.data.system)
+        measures = [measure_dataset(load_dataset(workspace, source.dataset), encoder, source.groups, recipe.data.train_on)
+                    for source in recipe.data.sources]
+    except StudioError:
+        return True
+    return any(measure.documents < len(measure.places) for measure in measures)
+
+
 def _model(workspace: Workspace, recipe: Recipe) -> Iterator[Finding]:
     source = recipe.model.source
     try:
@@ -126,7 +138,7 @@ def _model(workspace: Workspace, recipe: Recipe) -> Iterator[Finding]:
     except StudioError as error:
         yield Finding("no_model", "error", error.problem, error.hint, "model.source")
         return
-    yield from check_template(base, header, recipe)
+    yield from check_template(base, header, recipe, _has_conversations(workspace, recipe, base))
     yield from check_zero(recipe, base, header.parameters)
     if header.context_tokens and recipe.data.max_length > header.context_tokens:
         yield Finding("too_long", "warning", Text("Rows may have {limit} tokens, but the model was made for {context}.",

@@ -19,11 +19,17 @@ _SAMPLE = [{"role": "user", "content": "0"}, {"role": "assistant", "content": "1
 _MARKERS = re.compile(r"<\|[^|<>]{1,40}\|>|<(?:start|end)_of_turn>")
 
 
-def check_template(base: Path, header: ModelHeader, recipe: Recipe) -> Iterator[Finding]:
-    """Findings about the chat template of the model in `base`."""
-    if not header.has_chat_template:
+def check_template(base: Path, header: ModelHeader, recipe: Recipe, has_conversations: bool) -> Iterator[Finding]:
+    """Findings about the chat template of the model in `base`; plain documents need none."""
+    if not header.has_chat_template and has_conversations:
         yield Finding("no_template", "error", Text("The model has no chat template; it is a base model, not a chat model."),
-                      Text("Choose the chat (instruct) version of this model."), "model.source")
+                      Text("Choose the chat (instruct) version of this model; a base model can only be trained on plain documents."),
+                      "model.source")
+        return
+    if not header.has_chat_template:
+        yield Finding("no_template", "warning", Text(
+            "The model has no chat template, so its snapshots are asked nothing: they are judged by documents alone, and what they forget "
+            "is not seen."), Text("Choose the chat (instruct) version of this model to see both."), "model.source")
         return
     yield from _two_templates(base)
     try:

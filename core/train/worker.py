@@ -111,8 +111,8 @@ class Training:
 
     def _make_watch(self, workspace: Workspace) -> Watch | None:
         """Before anything is trained or restored: the watch compares with the base model."""
-        if self.recipe.device.zero == 3 or not self.ranks.is_first:
-            return None  # at stage 3 every pass would need every process
+        if self.recipe.device.zero == 3 or not self.ranks.is_first or not self.encoder.template:
+            return None  # at stage 3 every pass would need every process; without a chat template nothing can be asked
         schedule = self.recipe.schedule
         weights = sum(source.weight for source in self.sources)
         tokens = schedule.effective_batch * sum(

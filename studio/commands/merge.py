@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from core.jobs.launch import start_job
+from core.merge.library import Merged
 from core.merge.request import MergeRequest, merge_job_for, parse_size, parse_weights
 from core.words import Text
 from core.workspace import Workspace
@@ -39,10 +40,12 @@ def merge(models: Annotated[list[str], typer.Argument(help="RUN@STEP, RUN@pick o
     if json:
         print_json(report)
     elif report:
-        _say_report(report, models[0])
+        _say_report(report)
+        if Merged(place.models / report["name"], report).can_chat:
+            say(f"Chat with it: sweetspot chat {report['base']} {models[0]} {report['name']}")
 
 
-def _say_report(report: dict[str, Any], model: str) -> None:
+def _say_report(report: dict[str, Any]) -> None:
     check, combined, quantised = report["verification"], report.get("combined"), report["verification"].get("quantised")
     if combined:
         say(f"{combined['how']} of {len(combined['models'])} adapters, rank {combined['rank']}, {combined['norm_ratio']:.2f} times as "
@@ -58,4 +61,3 @@ def _say_report(report: dict[str, Any], model: str) -> None:
             f"{quantised['max_logit_difference']:.1e}.")
         if quantised["onto"] == "base" and quantised["kind"] == "nf4":
             say("With --onto quantized it is merged onto the weights that training saw.")
-    say(f"Chat with it: sweetspot chat {report['base']} {model} {report['name']}")

@@ -95,7 +95,6 @@ def test_end_tokens_are_united(tiny_model, tmp_path):
 
 @pytest.mark.parametrize(("spoil", "word"), [
     (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
-    (lambda folder: (folder / "chat_template.jinja").unlink(), "chat template"),
     (lambda folder: (folder / "chat_template.jinja").write_text("{% for %}"), "template"),
 ])
 def test_a_folder_that_cannot_chat_says_why(tiny_model, tmp_path, spoil, word):

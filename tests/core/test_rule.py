@@ -75,7 +75,7 @@ def test_many_runs_at_once_are_judged_as_each_alone():
     alone = [choose(Measures.of(STUDY[name])) for name in ("A_lo", "B3")]
     stacked = Measures(**{name: np.stack([getattr(Measures.of(STUDY[run]), name) for run in ("A_lo", "B3")])
                           for name in ("hit", "leak", "fragments", "distinct", "facts_kept", "length_ratio", "own_passed", "target_nll",
-                                       "gap")}, others=24)
+                                       "gap", "perplexity_fall")}, others=24)
     together = choose(stacked)
     assert together.pick.tolist() == [int(one.pick) for one in alone] and together.verdict.tolist() == [1, 0]
 
