@@ -38,10 +38,9 @@ draw_share_switch(workspace, run)
 draw_verdict(workspace, run, verdict, scores)
 draw_reasons(verdict)
 draw_curves(run, verdict, scores, other)
-st.subheader(t("compare.matrix"), anchor=False)
+if was_asked(verdict):
+    st.subheader(t("compare.matrix"), anchor=False)
 matrix = load_matrix(workspace, run) if was_asked(verdict) else None
-if not was_asked(verdict):
-    st.caption(t("compare.nothing_asked"))
 if matrix is not None:
     if not is_judging:
         draw_missing(workspace, run, matrix)

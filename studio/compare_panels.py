@@ -145,17 +145,15 @@ def was_asked(verdict: Verdict) -> bool:
 
 def _draw_tiles(verdict: Verdict) -> None:
     def values(score: Score) -> dict[str, str]:
-        none = t_plainly("compare.no_facts")
-        facts = none if score.facts_kept is None else f"{score.facts_kept:.0%}"
-        own = f"{score.other_probes - score.leaks} / {score.other_probes}" if score.other_probes else none
-        found = {learned: f"{score.hits} / {score.identity_probes}", "own": own, "facts": facts}
-        if score.perplexity_fall is not None:
-            return found | {"perplexity": f"{-score.perplexity_fall:+.0%}"}
-        return found | {"fragments": f"{score.fragments:.0%}"}
+        facts = t_plainly("compare.no_facts") if score.facts_kept is None else f"{score.facts_kept:.0%}"
+        kept = {"own": f"{score.other_probes - score.leaks} / {score.other_probes}", "facts": facts} if was_asked(verdict) else {}
+        fall = score.perplexity_fall
+        side = {"fragments": f"{score.fragments:.0%}"} if fall is None else {"perplexity": f"{-fall:+.0%}"}
+        return {learned: f"{score.hits} / {score.identity_probes}"} | kept | side
 
     learned = "learned" if verdict.kind == "identity" else f"learned_{verdict.kind}"
     last = values(verdict.last)
-    for column, (name, value) in zip(st.columns(4), values(verdict.pick).items(), strict=True):
+    for column, (name, value) in zip(st.columns(4), values(verdict.pick).items(), strict=False):
         column.metric(t(f"compare.tile_{name}"), value, t_plainly("compare.tile_last", value=last[name]), delta_color="off",
                       delta_arrow="off", help=t(f"compare.tile_{name}_help"))
 
@@ -208,7 +206,8 @@ def draw_curves(run: Run, verdict: Verdict, scores: Sequence[Score], other: Run 
         labels |= {"step": _words_of_step(), "pick": t_plainly("compare.pick")}
         figure = trade_figure(scores, pick, labels, beside)
     st.plotly_chart(figure, key=f"compare_curves_{view}", config={"displayModeBar": False}, alt=alt)
-    st.caption(t("compare.curves_note" if view == "steps" else "compare.trade_note"))
+    note = "curves_note_documents" if verdict.kind == "documents" else "curves_note"
+    st.caption(t(f"compare.{note}" if view == "steps" else "compare.trade_note"))
     if other:
         _draw_other(run, other)
 

@@ -216,7 +216,7 @@ def _draw_actions(workspace: Workspace, merged: Merged) -> None:
     with st.container(horizontal=True):
         if merged.can_chat and st.button(t("merge.chat"), type="primary", icon=":material/forum:", key="merge_chat"):
             go_to("chat", models=chat_models(merged))
-        if (workspace.runs / merged.run / "spec.json").exists() and st.button(
+        if merged.can_chat and (workspace.runs / merged.run / "spec.json").exists() and st.button(
                 t("merge.see_run"), icon=":material/compare_arrows:", key="merge_see_run"):
             go_to("compare", run=merged.run, show="row", step=f"merged:{merged.name}")
         if st.button(t("merge.delete"), icon=":material/delete:", key="merge_delete"):
@@ -257,7 +257,7 @@ def _draw_usage(workspace: Workspace, merged: Merged) -> None:
         with errors_in_words():
             system = run.recipe().data.system
             question = probes_of(workspace, run)[1][0]["messages"][-1]["content"]
-    snippet = usage_snippet(merged.folder, question, system)
+    snippet = usage_snippet(merged.folder, question, system, merged.can_chat)
     if not merged.can_chat:
         st.code(snippet, language="python")
         return

@@ -47,10 +47,15 @@ def curves_figure(scores: Sequence[Score], pick: int | None, labels: Mapping[str
         layout["annotations"].append(_note(labels["pick"], place, 1.0, bold=True) | {"yshift": 10, "yanchor": "bottom", "xanchor": anchor})
         if pick > last / 2:
             layout["legend"] |= {"x": 0, "xanchor": "left"}
-    traces = [_curve(scores, "learned", labels["learned"]), _curve(scores, "kept", labels["kept"])]
+    traces = [_curve(scores, key, labels[key]) for key in _sides(scores)]
     if other:
-        traces += [_curve(other, key, labels[key] + labels["other"], is_other=True) for key in ("learned", "kept")]
+        traces += [_curve(other, key, labels[key] + labels["other"], is_other=True) for key in _sides(other)]
     return go.Figure(traces, layout)
+
+
+def _sides(scores: Sequence[Score]) -> tuple[str, ...]:
+    """What was measured of the two: of who was asked nothing else it is not known what was kept."""
+    return ("learned", "kept") if any(score.other_probes for score in scores) else ("learned",)
 
 
 def _curve(scores: Sequence[Score], key: str, name: str, is_other: bool = False) -> Trace:
@@ -150,7 +155,7 @@ def metrics_figure(scores: Sequence[Score], pick: int | None, labels: Mapping[st
     traces = []
     for index, metric in enumerate(shown):
         number = "" if index == 0 else str(index + 1)
-        left, top = 0.36 * (index % _PER_ROW), 1 - (index // _PER_ROW) / rows - 0.06
+        left, top = 0.36 * (index % _PER_ROW), 1 - (index // _PER_ROW) / rows - min(0.06, 0.36 / rows)
         layout[f"xaxis{number}"] = _axis() | {"domain": [left, left + width], "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = _axis() | {"domain": [top - height, top], "anchor": f"x{number}", "rangemode": "tozero"}
         layout["annotations"].append({"text": labels[metric], "x": left, "xref": "paper", "xanchor": "left", "y": top, "yref": "paper",

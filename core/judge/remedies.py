@@ -115,12 +115,21 @@ def scan_effect(scan: Scan) -> Text:
 
 
 def _earlier(run: Run, pick: dict[str, Any], last: dict[str, Any]) -> Remedy:
-    effect = Text("Measured: step {step} leaks in {leaks} of {others} other questions, the last step, {last}, in {last_leaks}; of {asked} "
-                  "taught ones {hits} and {last_hits} are right.", step=pick["step"], leaks=pick["leaks"],
-                  others=pick["other_probes"], last=last["step"], last_leaks=last["leaks"], hits=pick["hits"], last_hits=last["hits"],
-                  asked=pick["identity_probes"])
+    if pick.get("perplexity_fall") is not None:
+        effect = Text("Measured: at step {step} {hits} of {asked} documents are likelier than to the base model, at the last step, {last}, "
+                      "{last_hits}.", step=pick["step"], hits=pick["hits"], asked=pick["identity_probes"], last=last["step"],
+                      last_hits=last["hits"])
+    else:
+        effect = _leaks_of_both(pick, last)
     return Remedy("earlier", Text("Take the earlier snapshot. It is saved and costs nothing."), effect, True, f"{run.id}@{pick['step']}",
                   f"sweetspot remedy {run.id} earlier")
+
+
+def _leaks_of_both(pick: dict[str, Any], last: dict[str, Any]) -> Text:
+    return Text("Measured: step {step} leaks in {leaks} of {others} other questions, the last step, {last}, in {last_leaks}; of {asked} "
+                "taught ones {hits} and {last_hits} are right.", step=pick["step"], leaks=pick["leaks"],
+                others=pick["other_probes"], last=last["step"], last_leaks=last["leaks"], hits=pick["hits"], last_hits=last["hits"],
+                asked=pick["identity_probes"])
 
 
 def _rate(run: Run, pick: dict[str, Any], others: Sequence[Run]) -> Remedy:

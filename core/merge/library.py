@@ -184,7 +184,7 @@ def failed_verification(job: Job) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def usage_snippet(folder: Path, question: str, system: str | None = None) -> str:
+def usage_snippet(folder: Path, question: str, system: str | None = None, can_chat: bool = True) -> str:
     """Python that asks a merged model a question with transformers alone; one without a chat template goes on with a text."""
     begin = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -195,7 +195,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)
     end = """output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 """
-    if not read_header(folder).has_chat_template:
+    if not can_chat:
         return f"""{begin}
 inputs = tokenizer({json.dumps(question, ensure_ascii=False)}, return_tensors="pt")
 {end}"""

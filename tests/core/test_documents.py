@@ -108,7 +108,7 @@ def test_such_a_model_is_merged_and_compared_by_going_on_with_documents(judged):
     assert (report["verification"]["answers_compared"], report["verification"]["differences"]) == (8, [])
     (merged,) = merged_models(workspace)
     assert not merged.can_chat
-    snippet = usage_snippet(merged.folder, 'Paris "is"')
+    snippet = usage_snippet(merged.folder, 'Paris "is"', can_chat=merged.can_chat)
     assert "apply_chat_template" not in snippet and json.dumps('Paris "is"') in snippet
     compile(snippet, "snippet", "exec")
 

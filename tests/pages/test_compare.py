@@ -15,9 +15,11 @@ from core.jobs.process import ProcessIdentity
 from core.judge.conclude import read_scores
 from core.judge.matrix import read_matrix
 from core.judge.probes import added_probes
+from core.judge.scoring import Pair, score_findings
+from core.judge.verdict import judge
 from core.runs import Run
 from core.words import Text
-from core.workspace import Workspace, append_jsonl
+from core.workspace import Workspace, append_jsonl, write_json, write_jsonl
 from studio import matrix as matrix_panel
 from tests.pages.conftest import keys, texts
 
@@ -332,9 +334,26 @@ def test_the_trade_shows_front_and_pick(made_run: MakeRun) -> None:
 
 def test_every_metric_has_its_panel(made_run: MakeRun) -> None:
     scores, labels = read_scores(made_run()), {name: name for name in METRICS}
-    told_by_text = [name for name in METRICS if name not in ("target_nll", "gap", "hijack", "dnll", "kl", "own_passed")]
+    told_by_text = [name for name in METRICS if name not in ("target_nll", "perplexity_fall", "gap", "hijack", "dnll", "kl", "own_passed")]
     assert [trace.name for trace in metrics_figure(scores, 15, labels).data] == told_by_text
     read = [score.model_copy(update=dict.fromkeys(METRICS, 0.5)) for score in scores]
     figure = metrics_figure(read, 15, labels)
     assert [trace.name for trace in figure.data] == list(METRICS)
     assert all(len(trace.x) == 13 for trace in figure.data)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_of_a_base_model_only_documents_are_shown(open_app: Open, made_run: MakeRun, language: str) -> None:
+    run = made_run(judged=False)
+    pairs = [[Pair(f"held-out-{number}", 2.0 - fall, None, fall > 0, fall) for number in range(20)] for fall in (0.0, 0.3, 0.1)]
+    scores = [score_findings(step, [], part) for step, part in zip((0, 2, 4), pairs, strict=True)]
+    write_jsonl(run.folder / "scores.jsonl", [score.model_dump() for score in scores])
+    write_json(run.folder / "verdict.json", judge(scores, kind="documents").model_dump())
+    app = open_app("compare", language)
+    shown = {metric.label: metric.value for metric in app.metric}
+    assert list(shown.values()) == ["20 / 20", "-26%"] and not app.exception
+    assert ("Documents likelier" if language == "en" else "更熟悉的文档") in shown
+    assert "compare_merge" in keys(app) and "compare_chat" not in keys(app)
+    assert ("learns its own by heart" if language == "en" else "死记") in texts(app)
+    figure = curves_figure(scores, 2, dict.fromkeys(("learned", "kept", "step", "pick", "amber", "red", "other"), ""))
+    assert len(figure.data) == 1, "what was kept is not known"
