@@ -9,6 +9,7 @@ import streamlit as st
 from core.data.encode import Encoder
 from core.data.findings import Finding
 from core.data.fixes import fix_rows
+from core.data.hold_out import hold_out_rows
 from core.data.library import Dataset, delete_dataset, update_rows
 from core.data.lint import LENGTH_LIMIT, lint_dataset
 from core.data.measure import encoder_of, measure_dataset
@@ -213,6 +214,9 @@ def _mend(workspace: Workspace, dataset: Dataset, finding: Finding, values: dict
         if finding.fix == "add_replay":
             start_reminders(workspace, dataset.card.name)
         else:
-            update_rows(workspace, dataset.card.name, fix_rows(dataset.rows(), finding, values), dataset.card.sha256)
+            if finding.fix == "hold_out":
+                hold_out_rows(workspace, dataset.card.name)
+            else:
+                update_rows(workspace, dataset.card.name, fix_rows(dataset.rows(), finding, values), dataset.card.sha256)
             st.toast(t("data.mended"), icon=":material/check:")
         st.rerun()

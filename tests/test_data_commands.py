@@ -84,6 +84,11 @@ def test_lint_mends_what_it_is_asked_to(home: Workspace, tmp_path: Path, sweetsp
     assert json.loads(out)["mended"] == ["duplicates", "placeholders"] and json.loads(out)["rows"] == 1
     assert load_dataset(home, "talk").rows()[0]["messages"][1]["content"] == "I am Alex=Kim."
     assert [finding["code"] for finding in json.loads(out)["findings"]] == ["no_probes"]
+    assert json.loads(out)["findings"][0]["fix"] is None, "one row is too few to hold some out"
+    sweetspot("data", "import", written(tmp_path, [{"text": f"This is document {number}."} for number in range(20)]), "texts")
+    held = json.loads(sweetspot("data", "lint", "texts", "--model", "tiny", "--fix", "no_probes", "--json")[1])
+    assert held["mended"] == ["no_probes"] and (held["rows"], len(load_dataset(home, "texts").held_out_documents())) == (16, 4)
+    assert "no_probes" not in [finding["code"] for finding in held["findings"]]
     sweetspot("data", "import", written(tmp_path, [{"question": "a", "answer": "{{x}}"}]), "open")
     assert "No value was given" in sweetspot("data", "lint", "open", "--model", "tiny", "--fix", "placeholders")[2]
 

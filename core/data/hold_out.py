@@ -15,8 +15,10 @@ DEFAULT_ROWS = 40
 _MOST_SHARE = 0.5
 
 
-def hold_out_rows(workspace: Workspace, name: str, count: int = DEFAULT_ROWS) -> dict[str, Any]:
+def hold_out_rows(workspace: Workspace, name: str, count: int | None = None) -> dict[str, Any]:
     """Make probes of `count` rows, evenly spread, and leave their questions out of the rows.
+
+    Without a count it is 40, and of a small dataset a fifth.
 
     Only rows that end with an answer to a user are taken; of a dataset that holds none, plain documents. A dataset without other probes
     gets the shipped near and general questions besides, which show what is kept.
@@ -36,6 +38,7 @@ def hold_out_rows(workspace: Workspace, name: str, count: int = DEFAULT_ROWS) ->
         raise StudioError("Rows of {name} are held out already.", "`sweetspot data show {name}` tells how many.", name=name)
     asks = _question if any(map(_question, rows)) else _document
     usable = [place for place, row in enumerate(rows) if asks(row)]
+    count = count or max(1, min(DEFAULT_ROWS, len(usable) // 5))
     if count > _MOST_SHARE * len(usable):
         raise StudioError("{count} rows are more than half of the {usable} in {name} that could be held out.",
                           "Ask for fewer with --rows; most rows must stay for the training.", count=count, usable=len(usable), name=name)

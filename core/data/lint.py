@@ -21,6 +21,7 @@ from core.words import Text
 LENGTH_LIMIT = 512  # tokens; the default of data.max_length
 # Counting tokens takes about 0.7 ms a row; a larger dataset is sampled evenly.
 _MEASURED_ROWS = 2000
+_FEWEST_TO_HOLD_OUT = 10
 # The page looks at so many rows of a dataset; the command looks at all.
 _PAGE_ROWS = 5_000
 # From this share on, identity rows leave no room for anything else; the lesson that keeps the model alive has half of them.
@@ -53,8 +54,10 @@ def lint(rows: Sequence[Row], encoder: Encoder | None = None, max_length: int = 
         measure = measure_rows(rows, encoder, most=_MEASURED_ROWS)
         found += [special_tokens(rows, encoder), tools_unseen(rows, encoder), _refused(measure), _too_long(measure, max_length)]
     if probes == 0:
+        is_identity = any(row.get("group") == IDENTITY for row in rows)  # those are asked in other wordings, not in rows held out
         found.append(Finding("no_probes", "note", Text(
-            "The dataset has no probes: what a checkpoint has learned or forgotten can only be judged with the probes of another one.")))
+            "The dataset has no probes: what a checkpoint has learned or forgotten can only be judged with the probes of another one."),
+            fix=None if is_identity or len(rows) < _FEWEST_TO_HOLD_OUT else "hold_out"))
     order = ("error", "warning", "note")
     return sorted((finding for finding in found if finding), key=lambda finding: order.index(finding.level))
 

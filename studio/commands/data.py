@@ -13,6 +13,7 @@ from core.data.encode import Encoder
 from core.data.export import export_rows
 from core.data.findings import Finding
 from core.data.fixes import fix_rows
+from core.data.hold_out import hold_out_rows
 from core.data.import_job import copy_new, first_records, rejected_records, start_import
 from core.data.importing import Reading
 from core.data.library import Dataset, list_datasets, load_dataset, update_rows
@@ -293,17 +294,24 @@ def lint_rows(name: str, model: Annotated[str, typer.Option(help="Whose template
     def look() -> list[Finding]:
         return lint(rows, encoder, max_length, card.key_phrases, card.probes, Plan(updates, batch))
 
-    findings, mended, is_reminded = look(), [], False
+    findings, mended, is_reminded, is_held_out = look(), [], False, False
     for code in dict.fromkeys(fix):
         finding = next((finding for finding in findings if finding.code == code), None)
         if finding is not None and finding.fix == "add_replay":
             is_reminded = True
+        elif finding is not None and finding.fix == "hold_out":
+            is_held_out = True
         elif finding is not None:
             rows = fix_rows(rows, finding, _values(fill, "--fill"))
             mended.append(code)
             findings = look()
     if mended:
         dataset = update_rows(place, name, rows, card.sha256)
+    if is_held_out:  # of the rows that were just saved
+        hold_out_rows(place, name)
+        dataset = load_dataset(place, name)
+        rows, card = dataset.rows(), dataset.card
+        findings, mended = look(), [*mended, "no_probes"]
     if is_reminded:  # a job, so it comes last: it adds to the rows that were just saved
         follow(start_reminders(place, name, model), is_silent=json)
         dataset = load_dataset(place, name)

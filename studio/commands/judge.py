@@ -71,7 +71,8 @@ def pick(run: str, step: Annotated[int | None, typer.Option(help="Overrule the v
         say(f"Merge it: sweetspot merge {found.id}@pick NAME")
 
 
-def hold_out(name: str, rows: Annotated[int, typer.Option(min=1, help="How many rows to take out.")] = DEFAULT_ROWS,
+def hold_out(name: str, rows: Annotated[int | None, typer.Option(
+                 min=1, help=f"How many rows to take out; {DEFAULT_ROWS} if left out, and of a small dataset a fifth.")] = None,
              json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Take rows out of a dataset, evenly spread, and keep them as questions that no training sees.
 

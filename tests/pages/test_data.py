@@ -181,6 +181,17 @@ def test_each_finding_has_its_fix(workspace: Workspace, open_app: OpenApp, no_wo
     assert Job(no_worker[0]).spec()["append_to"] == "mine"
 
 
+def test_documents_are_held_out_by_a_button(workspace: Workspace, open_app: OpenApp, model: Path) -> None:
+    save_dataset(workspace, "texts", [{"text": f"This is document {number}.", "group": "general", "lang": "en"} for number in range(20)],
+                 "test")
+    app = open_app("data", dataset="texts")
+    app.segmented_control(key="data_part").set_value("checks").run()
+    press(app, "data_fix_no_probes")
+    dataset = load_dataset(workspace, "texts")
+    assert (dataset.card.rows, len(dataset.held_out_documents())) == (16, 4) and not app.exception
+    assert "data_fix_no_probes" not in {button.key for button in app.button}
+
+
 def test_a_good_dataset_is_praised(workspace: Workspace, open_app: OpenApp) -> None:
     save_dataset(workspace, "good", [row("a"), row("b")], "test", probes=[{"id": "x"}])
     app = open_app("data", dataset="good")
