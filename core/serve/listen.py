@@ -28,6 +28,8 @@ ADDRESS = "127.0.0.1"
 TOKEN_VARIABLE = "SWEETSPOT_API_KEY"
 # A connection that is still answered gets so long when the server is told to end.
 _GRACE_SECONDS = 3
+# Connections that may wait to be accepted; as uvicorn has it.
+_WAITING = 2048
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def listen(workspace: Workspace, relay: Relay, models: Sequence[str], listening:
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
                                            timeout_graceful_shutdown=_GRACE_SECONDS))
     try:
+        listening.listen(_WAITING)  # whoever is told that it is ready may knock before the server answers the door
         on_ready()
         server.run(sockets=[listening])
     finally:

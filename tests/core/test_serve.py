@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,7 +16,8 @@ from core.chat.proof import Proof
 from core.chat.request import MOST_BYTES, read_request
 from core.errors import StudioError
 from core.serve.app import build_app
-from core.serve.relay import WorkerLost
+from core.serve.listen import listen, open_port
+from core.serve.relay import Relay, WorkerLost
 
 TOKEN = "a-token-for-tests"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -251,3 +253,14 @@ def test_the_same_matrices_under_another_alpha_are_another_model() -> None:
     half = PROOF.model_copy(update={"model": "mild", "alpha": 16.0})
     assert not half.same_weights(PROOF.model_copy(update={"alpha": 32.0}))
     assert half.same_weights(PROOF.model_copy(update={"alpha": 32.0, "strength": 0.5})), "half of 32 is 16"
+
+
+def test_it_can_be_called_from_the_moment_it_says_it_is_ready(workspace) -> None:
+    listening = open_port(0)
+
+    def knock() -> None:
+        socket.create_connection(listening.getsockname(), timeout=5).close()
+        raise InterruptedError("enough was seen")
+
+    with listening, pytest.raises(InterruptedError):
+        listen(workspace, Relay(workspace, workspace.cache / "serve-1", []), [], listening, "token", knock)
