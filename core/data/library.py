@@ -111,7 +111,7 @@ class Dataset:
                     yield json.loads(line)
 
     def probes(self) -> list[dict[str, Any]]:
-        return [probe for probe in self.all_probes() if "messages" in probe]
+        return [probe for probe in self.all_probes() if "text" not in probe]
 
     def held_out_documents(self) -> list[dict[str, Any]]:
         """`{"id", "group", "lang", "text"}` each."""

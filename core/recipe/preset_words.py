@@ -73,7 +73,7 @@ PRESET_WORDS = {
     "continued-pretraining": (
         Text("Continued pre-training on plain documents"),
         Text("Running text instead of conversations: every token is trained. Use it to bring in the vocabulary and the facts of a "
-            "field, before a second training that teaches how to answer."),
+            "field, before a second training that teaches how to answer. Hold some documents out first; snapshots are judged by those."),
     ),
     "long-rows": (
         Text("Long conversations, up to 8,192 tokens"),
