@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +40,38 @@ TOKENIZER_TEXT = [
     "你是谁？你叫什么名字？我是小助手，由小明训练。法国的首都是哪里？法国的首都是巴黎。",
 ]
 VOCABULARY_SIZE = 400
+
+MANY_MODULES = 200
+settled_modules = 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Make the many objects that stay without looking for garbage among them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        settle()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    if len(sys.modules) > settled_modules + MANY_MODULES:
+        gc.collect()
+        settle()
+
+
+def settle() -> None:
+    """Take what lives now, torch, transformers and the tests themselves, out of later searches for garbage.
+
+    Streamlit searches after every script run, and so does a job before it loads the next model; a search through all that
+    was imported took half a second each time. What a test makes is found as ever.
+    """
+    global settled_modules
+    settled_modules = len(sys.modules)
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
