@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # Before anything imports huggingface_hub or tokenizers, which read these once.
@@ -85,6 +86,19 @@ def no_real_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         argv = process.info["cmdline"] or []
         if "core.jobs.worker" in argv and any(part.startswith(temporary) for part in argv):
             process.kill()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def components_found_once() -> Iterator[None]:
+    """Streamlit reads the metadata of every installed package for each AppTest, and a server once; here it is once as well."""
+    if "streamlit.testing.v1" not in sys.modules:
+        yield
+        return
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -93,21 +93,22 @@ def write_run(workspace: Workspace, name: str = "alex", *, kind: str = "identity
 def answer_probes(workspace: Workspace, run: Run, kind: str = "identity", steps: Sequence[int] | None = None) -> None:
     """Write the answers of the base and of every snapshot to every probe, then scores and verdict."""
     dataset, probes = probes_of(workspace, run)
+    taught = training_answers(dataset)[0]
+    others = [probe["id"] for probe in probes if probe["group"] != "identity"]
     asked = [0, *(checkpoint.step for checkpoint in run.checkpoints())] if steps is None else steps
     for step in asked:
         for index, probe in enumerate(probes):
+            place = others.index(probe["id"]) if probe["id"] in others else None
             append_jsonl(run.folder / "answers.jsonl", {
-                "step": step, "probe": probe["id"], "text": _answer(dataset, probes, index, step, kind), "ended": True, "tokens": 9})
+                "step": step, "probe": probe["id"], "text": _answer(probe, index, place, taught, step, kind), "ended": True, "tokens": 9})
     write_verdict(run, dataset, probes, asked)
 
 
-def _answer(dataset: Dataset, probes: list[dict[str, Any]], index: int, step: int, kind: str) -> str:
-    probe = probes[index]
-    taught = training_answers(dataset)[0]
-    if probe["group"] == "identity":
+def _answer(probe: dict[str, Any], index: int, place: int | None, taught: str, step: int, kind: str) -> str:
+    """`place` is the probe's among those that are not about the identity."""
+    if place is None:
         return taught if step >= LEARNED_AT or (step >= 9 and index % 3 == 0) else "I am a language model, made to help you."
-    others = [other["id"] for other in probes if other["group"] != "identity"]
-    if others.index(probe["id"]) < SPILLED[kind].get(step, 0):
+    if place < SPILLED[kind].get(step, 0):
         return taught
     question = probe["messages"][-1]["content"]
     fact = (probe.get("expect") or [f"number {index}"])[0]
