@@ -25,6 +25,10 @@ EVERYWHERE = ("0.0.0.0", "::")
 DEFAULT_PORT = 6006
 SHARED_UPLOAD_MB = 100
 HEALTH_TIMEOUT_SECONDS = 1.0
+# By these the server knows what it serves; here, where no command waits for Streamlit's import.
+GATE = "SWEETSPOT_GATE"
+HOSTS = "SWEETSPOT_HOSTS"
+PORT = "SWEETSPOT_PORT"
 
 
 def launch(port: int = DEFAULT_PORT, extra: Sequence[str] = (), *, address: str = ADDRESS, hosts: Sequence[str] = (),
@@ -45,7 +49,7 @@ def launch(port: int = DEFAULT_PORT, extra: Sequence[str] = (), *, address: str 
     check_port(port, address)
     os.chdir(CHECKOUT)
     sys.stdout.flush()
-    is_gated = bool((environment or {}).get("SWEETSPOT_GATE"))
+    is_gated = bool((environment or {}).get(GATE))
     if not is_gated and address != ADDRESS:
         raise AssertionError("nobody is served on another address without a gate")
     if address != ADDRESS:

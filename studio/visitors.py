@@ -21,10 +21,8 @@ from core.classroom.room import Classroom, same_code
 from core.errors import StudioError
 from core.workspace import Workspace
 from studio.i18n import t
+from studio.launch import GATE, HOSTS, PORT
 
-GATE = "SWEETSPOT_GATE"
-HOSTS = "SWEETSPOT_HOSTS"
-PORT = "SWEETSPOT_PORT"
 _making = threading.Lock()
 _the_door: list[Door] = []
 

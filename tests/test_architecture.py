@@ -167,6 +167,19 @@ def test_what_the_server_imports_is_free_of_torch() -> None:
     assert done.stdout.split() == [], f"loaded with {sorted(modules)}"
 
 
+def test_no_command_waits_for_streamlit() -> None:
+    """What `sweetspot` loads before it knows which command was asked for; only the server's process draws."""
+    paths = {name_of(path): path for path in SOURCES}
+    loaded, following = set(), ["studio.cli"]
+    while following:
+        name = following.pop()
+        if name not in loaded:
+            loaded.add(name)
+            following += [n for node in module_level_nodes(paths[name]) for n in imported_names(paths[name], node)] if name in paths else []
+    assert {"studio.commands.share", "studio.launch", "typer"} <= loaded
+    assert "streamlit" not in {top(name) for name in loaded}
+
+
 # XTuner's checkpoints are pickles: this one file reads them, with an allow-list; tests/core/test_convert_xtuner.py attacks it.
 READS_PICKLES = ROOT / "core" / "convert" / "pickles.py"
 

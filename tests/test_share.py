@@ -21,7 +21,7 @@ from studio.cli import app
 from studio.commands import share
 from studio.commands.share import PROXIES, prepare_password, what_is_reachable
 from studio.gate import Gate, OwnPages
-from studio.visitors import GATE
+from studio.launch import GATE
 
 
 @pytest.fixture

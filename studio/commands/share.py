@@ -17,9 +17,8 @@ from core.classroom.room import Classroom
 from core.errors import StudioError
 from core.roots import ROOTS, read_roots
 from core.workspace import Workspace
-from studio.launch import ADDRESS, DEFAULT_PORT, EVERYWHERE, check_port, launch, machine_addresses
+from studio.launch import ADDRESS, DEFAULT_PORT, EVERYWHERE, GATE, HOSTS, PORT, check_port, launch, machine_addresses
 from studio.terminal import WorkspaceOption, say
-from studio.visitors import GATE, HOSTS, PORT
 
 PASSWORD = "SWEETSPOT_PASSWORD"
 PROXIES = "FORWARDED_ALLOW_IPS"  # read by the web server, uvicorn

@@ -28,7 +28,8 @@ from core.errors import StudioError
 from core.jobs.folder import create_job
 from core.runs import Run
 from core.workspace import Workspace
-from studio.visitors import GATE, cookie_name, door, forget_door
+from studio.launch import GATE
+from studio.visitors import cookie_name, door, forget_door
 
 ATTACK = "=1<img src=x onerror=alert(1)> [x](http://evil.example)"
 ROOT = Path(__file__).resolve().parents[2]
