@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gc
 import json
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +25,9 @@ import numpy as np
 import psutil
 import pytest
 
+from core.jobs import launch, worker
+from core.jobs.folder import Job
+from core.jobs.process import ProcessIdentity
 from core.workspace import Workspace
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2, as in SmolLM2
@@ -111,17 +118,51 @@ def workspace(own_workspace: None) -> Workspace:
     return Workspace.open()
 
 
+@pytest.fixture
+def work_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run where they are started: the same worker code, without loading torch again for each."""
+
+    def run_here(job: Job) -> None:
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        with job.log.open("a") as log, contextlib.redirect_stdout(log):
+            worker.run_job(job.folder)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    gone = ProcessIdentity.own().model_copy(update={"started": -1.0})  # whoever waits for the process need not wait
+    monkeypatch.setattr(launch, "_launch", run_here)
+    monkeypatch.setattr(worker.ProcessIdentity, "own", lambda: gone)
+
+
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(name, make)` is a folder that `make` fills; when tests run beside each other, their processes share it. Read only."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+    return once
+
+
+@pytest.fixture(scope="session")
+def tiny_model(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Folder of a random 2-layer Llama with a ChatML tokenizer, in Hugging Face format.
 
     It is the same one every time. Do not write into it; copy it first.
     """
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    folder.mkdir()
-    write_tiny_tokenizer(folder)
-    write_tiny_weights(folder)
-    return folder
+    def make(folder: Path) -> None:
+        write_tiny_tokenizer(folder)
+        write_tiny_weights(folder)
+    return made_once("tiny", make)
 
 
 def write_tiny_tokenizer(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -23,7 +22,6 @@ from typer.testing import CliRunner
 
 from core import workspace as workspace_module
 from core.data.library import Card
-from core.jobs import launch, worker
 from core.jobs.folder import JobState, create_job
 from core.jobs.process import ProcessIdentity
 from core.recipe.files import find_recipe, save_recipe
@@ -326,22 +324,6 @@ def test_a_killed_process_is_a_failure_with_a_way_out(home, monkeypatch):
 
 
 # the whole path, its workers in this process
-
-
-@pytest.fixture
-def work_here(monkeypatch) -> None:
-    """Jobs run where they are started: the same worker code, without loading torch again for each."""
-
-    def run_here(job) -> None:
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        with job.log.open("a") as log, contextlib.redirect_stdout(log):
-            worker.run_job(job.folder)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    gone = ProcessIdentity.own().model_copy(update={"started": -1.0})  # whoever waits for the process need not wait
-    monkeypatch.setattr(launch, "_launch", run_here)
-    monkeypatch.setattr(worker.ProcessIdentity, "own", lambda: gone)
 
 
 @pytest.mark.usefixtures("work_here")

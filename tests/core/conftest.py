@@ -15,7 +15,7 @@ from core.errors import StudioError
 from core.jobs.launch import start_job, wait_for_job
 from core.recipe.files import build_recipe
 from core.recipe.schema import Recipe
-from core.runs import Run
+from core.runs import Run, find_run
 from core.train.create import create_run
 from core.workspace import Workspace
 
@@ -71,12 +71,17 @@ def losses_of(run: Run) -> list[float]:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tiny_model, tmp_path_factory) -> tuple[Workspace, Run]:
+def trained_run(tiny_model, made_once) -> tuple[Workspace, Run]:
     """A finished training of the tiny model in a workspace of its own. Read only."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    workspace = Workspace.open(tmp_path_factory.mktemp("trained") / "workspace")
-    save_tiny_dataset(workspace)
-    return workspace, train_here(workspace, tiny_recipe(tiny_model))
+
+    def make(folder: Path) -> None:
+        workspace = Workspace.open(folder / "workspace")
+        save_tiny_dataset(workspace)
+        train_here(workspace, tiny_recipe(tiny_model))
+
+    workspace = Workspace.open(made_once("trained", make) / "workspace")
+    return workspace, find_run(workspace, "last")
 
 
 @pytest.fixture

@@ -248,6 +248,7 @@ def test_two_runs_of_a_recipe_are_identical_and_so_is_a_resumed_one(workspace, t
         whole.checkpoints()[-1].folder / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("work_here")
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_step(workspace, tiny_model, tmp_path):
     from safetensors.numpy import load_file, save_file
 
