@@ -302,7 +302,7 @@ def test_deleting_asks_first(open_app: Open, made_run: MakeRun) -> None:
 def test_judging_starts_once_and_shows_its_progress(open_app: Open, workspace: Workspace, made_run: MakeRun, started: list[Job]) -> None:
     run = made_run(judged=False)
     app = open_app("train")
-    assert "12 snapshots are saved. Which one has learned its name and forgotten nothing?" in texts(app)
+    assert "12 snapshots are saved. Which one has learned its lesson and forgotten nothing?" in texts(app)
     app.button(key="train_judge").click().run()
     assert [job.spec()["run"] for job in started] == [run.id]
     assert "Every snapshot is being asked the probes." in texts(app)
