@@ -29,6 +29,9 @@ def reason(name: VerdictName, pick: Score, last: int, kind: Kind = "identity") -
                         "raise the learning rate.", **values)
         return Text("No step has learned who it is yet; the nearest is step {step} of {last} with {hits} of {asked}. Train longer, or "
                     "raise the learning rate.", **values)
+    if "hit" in pick.breaches():
+        return Text("Step {step} of {last} is only a compromise: it knows its lesson in {hits} of {asked} questions, and every step that "
+                    "has learned it answers nearly everything with it. No step of this run is clean.", **values)
     if kind == "task":
         return Text("Step {step} of {last} is only a compromise: it has learned its task ({hits} of {asked}), but {trouble}. "
                     "No step of this run is clean.", trouble=trouble(pick), **values)

@@ -37,6 +37,7 @@ class Rule:
         equal_gap: gaps closer than this, in nats per token, are equal.
         compromise_hit: where nothing is clean but something has learned, steps from this share on may be the compromise.
         red_share: from this share of leaks or fragments on a model is broken, not merely touched.
+        collapsed_share: above this share of leaks or fragments a step answers everything alike and is no compromise, whatever it learned.
     """
 
     hit: float = 0.8
@@ -51,6 +52,7 @@ class Rule:
     equal_gap: float = 0.02
     compromise_hit: float = 0.8
     red_share: float = 0.25
+    collapsed_share: float = 0.75
 
 
 RULE = Rule()
@@ -132,9 +134,9 @@ class Choice:
 def choose(measures: Measures, rule: Rule = RULE, out_of: np.ndarray | None = None) -> Choice:
     """Choose a step.
 
-    Clean steps (no limit failed) come before steps that have merely learned, those before all others. Among these the best balance S
-    wins. Steps within `equal_score` of it are equal; of equals the widest gap wins, and of gaps within `equal_gap` the earliest step.
-    Where gaps were not measured, the fewest fragments stand in for the widest gap.
+    Clean steps (no limit failed) come before steps that have merely learned without collapsing, those before all others. Among these the
+    best balance S wins. Steps within `equal_score` of it are equal; of equals the widest gap wins, and of gaps within `equal_gap` the
+    earliest step. Where gaps were not measured, the fewest fragments stand in for the widest gap.
 
     Args:
         measures: the steps, ascending, the base model not among them; last axis at least 1 long.
@@ -146,8 +148,10 @@ def choose(measures: Measures, rule: Rule = RULE, out_of: np.ndarray | None = No
     clean = allowed & ~np.logical_or.reduce(list(failed.values()))
     able = allowed & ~failed["hit"]
     is_clean, is_able = clean.any(-1, keepdims=True), able.any(-1, keepdims=True)
-    halfway = able | (allowed & (measures.hit >= rule.compromise_hit - _ROUNDING))
-    pool = np.where(is_clean, clean, np.where(is_able, halfway, allowed))
+    collapsed = np.maximum(measures.leak, measures.fragments) > rule.collapsed_share + _ROUNDING
+    halfway = (able | (allowed & (measures.hit >= rule.compromise_hit - _ROUNDING))) & ~collapsed
+    has_compromise = is_able & halfway.any(-1, keepdims=True)
+    pool = np.where(is_clean, clean, np.where(has_compromise, halfway, allowed))
     score = np.where(pool, balance(measures), -np.inf)
     equal = pool & (score >= score.max(-1, keepdims=True) - rule.equal_score - _ROUNDING)
     has_gap = ~np.isnan(np.where(equal, measures.gap, 0.0)).any(-1, keepdims=True)

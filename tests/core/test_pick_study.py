@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.pick.design import RUNS
-from benchmarks.pick.fit import FITTED, fixed_rows, mean_regret
+from benchmarks.pick.fit import FITTED, STUDIED, fixed_rows, mean_regret
 from benchmarks.pick.report import THE_RULE, regret_table, selectors
 from benchmarks.pick.score import oracle_score
 from benchmarks.pick.selectors import (
@@ -103,4 +103,6 @@ def test_the_stored_scores_are_of_the_runs_of_the_design():
         assert {run["id"] for run in stored} == {run.id for run in RUNS if run.split == split}
         assert all(len(run["oracle"]["hit"]) == len(run["rule"]["hit"]) == len(run["steps"]) for run in stored)
         assert all(0 <= regret <= 1 for run in stored for regret in regrets(run))
+    assert mean_regret(read_scores("held-out"), Rule()) < mean_regret(read_scores("held-out"), STUDIED)
+    assert mean_regret(read_scores("setting"), Rule()) == mean_regret(read_scores("setting"), STUDIED)
     assert mean_regret(read_scores("setting"), FITTED) < mean_regret(read_scores("setting"), Rule())

@@ -71,6 +71,18 @@ def test_one_leak_is_forgiven_and_a_threshold_moves_the_verdict():
     assert failing.breaches() == ["own_passed"] and choose_step([failing])[1] == "compromise"
 
 
+def test_a_step_that_answers_everything_alike_is_no_compromise():
+    """The table of a real run: a Chinese name, taught to a model that was made for English."""
+    run = [score(10, 0, 0.84, 0, 0, 0.06, 1, 1), score(12, 0.5, 0.63, 0.17, 0.17, 0.06, 0, 1),
+           score(15, 0.75, 0.40, 0.83, 0.83, 0.03, 0, 0.3), score(17, 1, 0.28, 1, 1, 0.03, 0, 0.1), score(24, 1, 0.05, 1, 1, 0.01, 0, 0.1)]
+    verdict = judge(run)
+    assert (verdict.pick.step, verdict.verdict) == (12, "compromise")
+    assert "it knows its lesson in 5 of 10 questions, and every step that has learned it" in str(Text.from_json(verdict.reason))
+    assert choose_step(run, Rule(collapsed_share=1.0))[0].step == 17
+    touched = run[3].model_copy(update={"step": 16, "leak": 0.7, "fragments": 0.75})
+    assert choose_step([*run[:3], touched, *run[3:]])[0].step == 16, "broken, but not all alike: it has learned"
+
+
 def test_many_runs_at_once_are_judged_as_each_alone():
     alone = [choose(Measures.of(STUDY[name])) for name in ("A_lo", "B3")]
     stacked = Measures(**{name: np.stack([getattr(Measures.of(STUDY[run]), name) for run in ("A_lo", "B3")])
