@@ -60,7 +60,7 @@ def start_the_lesson_and_leave_it(page: Page, server: Any) -> None:
     page.goto(f"{server.url}/?lang=en")
     take_picture(page, "1-home-first-visit")
     key(page, "home_name").locator("input").fill("Alex")
-    key(page, "home_start").locator("button").click()
+    press(page, "home_start")
     expect(key(page, "home_stop")).to_be_visible(timeout=SOON)
     page.reload()
     stop = key(page, "home_stop").locator("button")
@@ -80,11 +80,11 @@ def make_a_dataset(page: Page) -> None:
     name.press("Enter")
     key(page, "data_replay").locator("label").first.click()
     expect(key(page, "data_replay").locator("input")).not_to_be_checked()
-    key(page, "data_make").locator("button").click()
+    press(page, "data_make")
     expect(page).to_have_url(re.compile("dataset=mei"), timeout=SOON)
     expect(key(page, "data_tokens")).to_be_visible(timeout=SOON)
     take_picture(page, "2-data")
-    key(page, "next_recipe").locator("button").click()
+    press(page, "next_recipe")
 
 
 def write_a_recipe(page: Page) -> None:
@@ -96,13 +96,13 @@ def write_a_recipe(page: Page) -> None:
     set_number(page, "recipe_snapshots-count", 2)
     expect(key(page, "recipe_preflight")).to_contain_text(re.compile(rf"Snapshots after update \d, {UPDATES}\."), timeout=SOON)
     take_picture(page, "3-recipe")
-    key(page, "next_train").locator("button").click()
+    press(page, "next_train")
 
 
 def train_through_a_killed_server(page: Page, server: Any, workspace: Workspace) -> None:
     """Train: started once; a reload and a killed server neither end it nor start another."""
     expect(page).to_have_url(re.compile("/train"), timeout=SOON)
-    key(page, "train_start").locator("button").click()
+    press(page, "train_start")
     expect(page.get_by_test_id("stMetric").first).to_be_visible(timeout=LATER)  # the first update
     take_picture(page, "4-train-runs")
     page.reload()
@@ -129,10 +129,10 @@ def workers_of(run: Run) -> list[int]:
 
 def judge(page: Page) -> None:
     """Train: every snapshot is asked, also while the page is loaded anew."""
-    key(page, "train_judge").locator("button").click()
+    press(page, "train_judge")
     expect(page.get_by_text("Every snapshot is being asked").or_(key(page, "train_to_compare"))).to_be_visible(timeout=SOON)
     page.reload()
-    key(page, "train_to_compare").locator("button").click(timeout=LATER)
+    press(page, "train_to_compare", timeout=LATER)
 
 
 def read_the_verdict(page: Page) -> None:
@@ -148,7 +148,7 @@ def read_the_verdict(page: Page) -> None:
     expect(key(page, "compare_probe")).to_be_visible(timeout=SOON)
     assert page.url == address
     take_picture(page, "5-compare-reloaded")
-    key(page, "compare_merge").locator("button").click()
+    press(page, "compare_merge")
 
 
 def click_cell(grid: Locator, row: int, column: int) -> None:
@@ -163,10 +163,10 @@ def click_cell(grid: Locator, row: int, column: int) -> None:
 def merge(page: Page) -> None:
     """Merge: the pick, with its check."""
     expect(page).to_have_url(re.compile("/merge"), timeout=SOON)
-    key(page, "merge_start").locator("button").click()
+    press(page, "merge_start")
     expect(key(page, "merge_chat")).to_be_visible(timeout=LATER)
     take_picture(page, "6-merge")
-    key(page, "merge_chat").locator("button").click()
+    press(page, "merge_chat")
 
 
 def chat(page: Page) -> None:
@@ -190,6 +190,29 @@ def chat(page: Page) -> None:
 def key(page: Page, name: str) -> Locator:
     """The element of a widget key."""
     return page.locator(f".st-key-{name}").first
+
+
+STANDS_STILL = """async button => {
+  await document.fonts.ready;
+  const place = () => [button.isConnected, ...Object.values(button.getBoundingClientRect().toJSON())].join();
+  for (let before = "", still = 0; still < 5; before = place()) {
+    await new Promise(done => setTimeout(done, 100));
+    still = place() === before ? still + 1 : 0;
+    if (!button.isConnected) return false;
+  }
+  return true;
+}"""
+
+
+def press(page: Page, name: str, timeout: float = SOON) -> None:
+    """Click a button as a person does, once it stands still: what is above it moves when fonts and answers come, and takes the click."""
+    button = key(page, name).locator("button")
+    expect(button).to_be_visible(timeout=timeout)
+    expect(page.locator("[data-testid=stApp][data-test-script-state=notRunning]")).to_be_visible(timeout=SOON)
+    button.scroll_into_view_if_needed()
+    while not button.evaluate(STANDS_STILL):
+        pass  # it was drawn anew meanwhile
+    button.click()
 
 
 def go_to(page: Page, name: str) -> None:
